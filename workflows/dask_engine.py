@@ -1,0 +1,170 @@
+"""Shards on Dask: the only module that knows it. Tasks go in, counts come out as shards finish, in any order.
+
+A bounded window of tasks is in flight, so a million images cost the scheduler no more than a thousand. Each worker
+process loads the detector once. A shard that kills its worker again and again comes back as a careful one, which finds
+the image at fault by noting each before it touches it.
+"""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
+
+from dataset_tools.counts import Counts
+from dataset_tools.detection import Detector, DetectorSettings, load_detector
+from dataset_tools.shards import ShardTask, run_shard
+
+_TOPIC = "facemill-progress"
+_REPORT_EVERY_S = 0.5
+_TASKS_PER_WORKER = 2
+"""Waiting work for each process: one being done and one at hand, so that none waits for the scheduler."""
+_MOST_CAREFUL_TRIES = 50
+
+
+class EngineError(RuntimeError):
+    """The cluster cannot be reached or lost its workers; one line."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """workers: processes to start here. scheduler: the address of a cluster that runs already, instead. in_process: one
+    worker inside this process, for `memory://`, which other processes cannot see."""
+
+    workers: int
+    scheduler: str | None = None
+    in_process: bool = False
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    shard: int
+    counts: Counts
+
+
+class DetectorPlugin(WorkerPlugin):
+    """Loads the networks when a worker process starts, and again when it was started anew after a death."""
+
+    name = "facemill-detector"
+
+    def __init__(self, settings: DetectorSettings, *, own_process: bool) -> None:
+        self._settings, self._own_process = settings, own_process
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002
+        if self._own_process:  # Ctrl-C reaches the whole process group; the client ends its workers in good order
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _detector(self._settings)
+
+
+_loaded = threading.local()
+
+
+def _detector(settings: DetectorSettings) -> Detector:
+    """One detector for each thread: it is not made to be shared, and a foreign cluster may run several threads."""
+    if getattr(_loaded, "settings", None) != settings:
+        _loaded.detector, _loaded.settings = load_detector(settings), settings
+    return _loaded.detector
+
+
+def _shard_on_worker(task: ShardTask) -> Counts:
+    worker, reported = get_worker(), time.monotonic()
+
+    def report(counts: Counts) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= _REPORT_EVERY_S:
+            reported = time.monotonic()
+            worker.log_event(
+                _TOPIC,
+                {"shard": task.shard, "images": counts.images, "faces": counts.faces, "failed": counts.failed},
+            )
+
+    return run_shard(task, _detector(task.recipe.detector), report)
+
+
+def run(
+    tasks: Iterable[ShardTask],
+    where: Where,
+    settings: DetectorSettings,
+    on_progress: Callable[[int, dict[str, int]], None],
+) -> Iterator[ShardDone]:
+    """Run every task; yields each shard as it is done. on_progress: called, from another thread, with a shard and its
+    counts so far (`images`, `faces`, `failed`).
+
+    Raises EngineError for a cluster that fails, StorageError when a worker cannot write.
+    """
+    with _client(where) as client:
+        workers = _wait_for_workers(client, where)
+        client.register_plugin(DetectorPlugin(settings, own_process=where.scheduler is None and not where.in_process))
+        client.subscribe_topic(_TOPIC, lambda event: on_progress(event[1]["shard"], event[1]))
+        try:
+            yield from _in_window(client, iter(tasks), _TASKS_PER_WORKER * workers)
+        finally:
+            client.unsubscribe_topic(_TOPIC)
+
+
+def _in_window(client: Client, tasks: Iterator[ShardTask], window: int) -> Iterator[ShardDone]:
+    waiting: dict[str, tuple[ShardTask, int]] = {}
+    completed = as_completed()
+
+    def submit(task: ShardTask, tries: int = 0) -> None:
+        future = client.submit(_shard_on_worker, task, key=f"shard-{task.shard:05d}-{tries}", pure=False)
+        waiting[str(future.key)] = task, tries
+        completed.add(future)
+
+    for task in _first(tasks, window):
+        submit(task)
+    for future in completed:
+        task, tries = waiting.pop(str(future.key))
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker) and tries < _MOST_CAREFUL_TRIES:
+            submit(replace(task, careful=True), tries + 1)
+            continue
+        if error is not None:
+            raise error
+        yield ShardDone(task.shard, future.result())
+        for following in _first(tasks, 1):
+            submit(following)
+
+
+def _first(tasks: Iterator[ShardTask], count: int) -> Iterator[ShardTask]:
+    for _, task in zip(range(count), tasks, strict=False):
+        yield task
+
+
+@contextlib.contextmanager
+def _client(where: Where) -> Iterator[Client]:
+    quiet = logging.INFO if logging.getLogger().level <= logging.INFO else logging.CRITICAL
+    logging.getLogger("distributed").setLevel(quiet)  # a worker that is replaced is no news, our counts tell
+    if where.scheduler is not None:
+        try:
+            client = Client(where.scheduler, timeout="15s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise EngineError(f"no Dask scheduler answers at {where.scheduler}: {type(error).__name__}") from None
+        with client:
+            yield client
+        return
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
+        LocalCluster(
+            n_workers=1 if where.in_process else where.workers,
+            threads_per_worker=1,
+            processes=not where.in_process,
+            dashboard_address=None,
+            silence_logs=quiet,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _wait_for_workers(client: Client, where: Where) -> int:
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except TimeoutError:
+        raise EngineError(f"the cluster at {where.scheduler or 'this machine'} has no worker") from None
+    return max(1, sum(client.nthreads().values()))
