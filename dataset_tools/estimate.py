@@ -24,8 +24,10 @@ class Estimate:
 
 
 def estimate(listing: sources.Listing, recipe: Recipe, detector: Detector, seed: int = 0) -> Estimate:
-    """Process up to 24 images drawn from the listing and write nothing. The first is done twice, the first time untimed:
-    it pays for what is loaded on first use."""
+    """Process up to 24 images drawn from the listing and write nothing.
+
+    The first one is done twice, the first time untimed: it pays for what is loaded on first use.
+    """
     draw = np.random.default_rng(seed)
     rows = np.sort(draw.permutation(len(listing))[:_SAMPLE_IMAGES]).tolist()
     refs = [ref for row in rows for ref in listing.refs(row, row + 1)]

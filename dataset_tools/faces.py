@@ -36,8 +36,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """ledger: the image's one row. faces: those that passed the screen. found: all of them, for labels: a face held back
-    for its quality is a face nonetheless. image: the pixels, when they could be read."""
+    """ledger: the image's one row. faces: those that passed the screen. found: all of them, for labels: a face that is
+    held back for its quality is a face nonetheless. image: the pixels, when they could be read."""
 
     ledger: LedgerRow
     faces: tuple[FaceRow, ...] = ()
