@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools import images, quality, splits
+from dataset_tools import encoding, images, quality, splits
 from dataset_tools.crop import CropRecipe, crop_face
 from dataset_tools.detection import Detector, DetectorSettings, Face
 from dataset_tools.limits import Limits
@@ -98,7 +98,7 @@ def _result(
         rows.append(
             FaceRow(
                 image={
-                    "bytes": images.encode(crop, recipe.crop.format, recipe.crop.quality),
+                    "bytes": encoding.encode(crop, recipe.crop.format, recipe.crop.quality),
                     "path": crop_name(sha256, index, recipe.crop),
                 },
                 label=None,

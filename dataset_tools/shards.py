@@ -13,8 +13,8 @@ from itertools import islice
 from dataset_tools import parquet, storage, yolo
 from dataset_tools.counts import Counts
 from dataset_tools.detection import Detector
+from dataset_tools.encoding import upright_jpeg
 from dataset_tools.faces import ImageResult, Recipe, failed, process_image
-from dataset_tools.images import upright_jpeg
 from dataset_tools.sources import ImageRef, read_images
 from schemas.labels import label_set
 from schemas.outcomes import Failure, Reason

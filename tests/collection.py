@@ -11,7 +11,7 @@ import pyarrow as pa
 from skimage import data
 
 from dataset_tools import parquet
-from dataset_tools.images import encode
+from dataset_tools.encoding import encode
 
 ROOT = Path(__file__).parent.parent
 

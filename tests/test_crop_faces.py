@@ -5,7 +5,7 @@ import json
 import pytest
 from distributed import LocalCluster
 
-from dataset_tools.images import encode
+from dataset_tools.encoding import encode
 from tests import collection
 from tests.collection import crop_faces, faces, ledger, summary
 

@@ -4,8 +4,8 @@ import pytest
 
 from dataset_tools.crop import CropRecipe
 from dataset_tools.detection import DetectorSettings, Face
+from dataset_tools.encoding import encode
 from dataset_tools.faces import Recipe, face_digest, process_image
-from dataset_tools.images import encode
 from dataset_tools.quality import Screen
 from schemas.outcomes import Failure, Reason, Status
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dataset_tools.images import DecodedImage, decode, encode, hamming, perceptual_hash, upright_jpeg
+from dataset_tools.encoding import encode, upright_jpeg
+from dataset_tools.images import DecodedImage, decode, hamming, perceptual_hash
 from dataset_tools.limits import Limits
 from schemas.outcomes import Failure, Reason
 from tests.test_odd_images import data_file

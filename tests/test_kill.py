@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from dataset_tools.images import encode
+from dataset_tools.encoding import encode
 from tests import collection
 from tests.collection import ROOT, crop_faces, faces, ledger, summary
 

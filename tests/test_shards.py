@@ -6,8 +6,8 @@ import pytest
 
 from dataset_tools import parquet, shards, storage
 from dataset_tools.detection import Face
+from dataset_tools.encoding import encode
 from dataset_tools.faces import Recipe
-from dataset_tools.images import encode
 from dataset_tools.limits import Limits
 from dataset_tools.quality import Screen
 from dataset_tools.shards import ShardTask, YoloOptions, run_shard
@@ -36,7 +36,9 @@ def test_a_shard_writes_its_parts_and_the_marker_last(task, monkeypatch):
     written = []
     for name in ("write_bytes", "open_write"):
         real = getattr(storage, name)
-        monkeypatch.setattr(storage, name, lambda url, *rest, real=real: (written.append(url), real(url, *rest))[1])
+        monkeypatch.setattr(
+            storage, name, lambda url, *rest, real=real, **more: (written.append(url), real(url, *rest, **more))[1]
+        )
     counts = run_shard(task, one_face)
     assert (counts.images, counts.ok, counts.failed, counts.faces) == (5, 4, 1, 4)
     written = list(dict.fromkeys(written))
