@@ -40,6 +40,7 @@ COLUMNS = {
         "valence": "as the source gives it, -1 to 1; null where it does not",
         "arousal": "as the source gives it, -1 to 1; null where it does not",
         "split": "train, validation or test",
+        "votes": "number of annotators for each class of the label set, in its order; null where they are not known",
     },
     "ledger": {
         "key": "the image: path, URL, or archive and member",
@@ -56,6 +57,7 @@ COLUMNS = {
         "phash": "perceptual hash, 64 bits in hex",
         "split": "train, validation or test",
         "seconds": "of one worker, spent on it",
+        "pixels_sha256": "SHA-256 of the decoded picture, in a labelled set; equal for exact copies",
     },
 }
 """What each column of the two tables holds, with its unit."""

@@ -42,9 +42,12 @@ FACES = pa.schema(
         ("valence", pa.float32()),
         ("arousal", pa.float32()),
         ("split", pa.string()),
+        ("votes", pa.list_(pa.int32())),
     ]
 )
-"""One row a face. bbox: x1, y1, x2, y2 and landmarks: five x, y, both in pixels of the upright original."""
+"""One row a face. bbox: x1, y1, x2, y2 and landmarks: five x, y, both in pixels of the upright original. Of a face that
+no detector found, score is null, and landmarks and what follows from them where the source gives none. votes: how many
+annotators chose each class, in the order of the label set, where the source tells."""
 
 LEDGER = pa.schema(
     [
@@ -62,10 +65,12 @@ LEDGER = pa.schema(
         ("phash", pa.string()),
         ("split", pa.string()),
         ("seconds", pa.float32()),
+        ("pixels_sha256", pa.string()),
     ]
 )
 """One row an input image: what became of it. faces counts those written, faces_screened those held back by a quality
-bound. seconds is the time spent on it by a worker."""
+bound or, in a labelled set, for what `detail` says. seconds is the time spent on it by a worker. pixels_sha256: of the
+decoded picture, where exact copies are looked for, since copies may be stored in different files."""
 
 
 def faces_schema(labels: LabelSet, recipe: Mapping[str, Any]) -> pa.Schema:
@@ -96,6 +101,8 @@ def _with_metadata(schema: pa.Schema, labels: LabelSet | None, facemill: Mapping
 def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_fixed_size_list(kind):
         return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
     if pa.types.is_struct(kind):
         return {child.name: _feature(child.type) for child in kind}
     names = {pa.float32(): "float32", pa.bool_(): "bool"}
@@ -113,20 +120,21 @@ class FaceRow:
     source_phash: str
     face_index: int
     bbox: tuple[float, ...]
-    landmarks: tuple[tuple[float, float], ...]
-    score: float
-    crop_aligned: bool
-    crop_margin: float
-    crop_size_px: int
+    landmarks: tuple[tuple[float, float], ...] | None
+    score: float | None
+    crop_aligned: bool | None
+    crop_margin: float | None
+    crop_size_px: int | None
     sharpness: float
     luminance_mean: float
-    inter_eye_distance_px: float
-    head_roll_deg: float
+    inter_eye_distance_px: float | None
+    head_roll_deg: float | None
     source_width_px: int
     source_height_px: int
     valence: float | None
     arousal: float | None
     split: str
+    votes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,7 @@ class LedgerRow:
     phash: str | None
     split: str | None
     seconds: float
+    pixels_sha256: str | None = None
 
 
 def to_table(rows: Sequence[FaceRow] | Sequence[LedgerRow], schema: pa.Schema) -> pa.Table:
