@@ -4,6 +4,8 @@ set positional-arguments
 
 here := justfile_directory()
 python := here / ".venv/bin/python -P"
+bin := here / ".venv/bin"
+code := "schemas dataset_tools train infer workflows benchmarks tests"
 
 # List the recipes
 _default:
@@ -34,7 +36,7 @@ test-fast *ARGS: (_install "dev")
 # Format, lint and types
 [group('development')]
 lint: (_install "dev")
-    @{{ here }}/.venv/bin/ruff format --check --quiet . && {{ here }}/.venv/bin/ruff check --quiet . && {{ here }}/.venv/bin/mypy --no-error-summary
+    @{{ bin }}/ruff format --check {{ code }} && {{ bin }}/ruff check {{ code }} && {{ bin }}/mypy
 
 # Compare `mtcnn`, our MTCNN and YuNet on the same photos: speed, parity, recall, precision, memory
 [group('benchmarks')]

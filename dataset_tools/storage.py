@@ -1,6 +1,5 @@
 """Files on a disk or in an object store, by one name: an absolute POSIX path or a URL, through fsspec.
 
-Names go in as the user wrote them and come out normalised, with the protocol kept: fsspec drops it from what it lists.
 A file appears whole or not at all, so that its existence may mean that it is complete. What fails raises StorageError:
 one line that names the next step and never shows a credential.
 """
@@ -18,88 +17,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, unquote
 
 import fsspec
 
-_PROTOCOL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_ALIASES = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
+from dataset_tools.locations import (
+    MissingFileError,
+    StorageError,
+    as_text,
+    is_local,
+    join,
+    normalize,
+    protocol_of,
+    redact,
+)
+
+# Names are part of this module for everybody else: `storage` is the one door to files.
+__all__ = [
+    "MissingFileError",
+    "StorageError",
+    "as_text",
+    "exists",
+    "file_size",
+    "flush_disks",
+    "glob",
+    "is_folder",
+    "is_local",
+    "join",
+    "list_files",
+    "normalize",
+    "open_read",
+    "open_write",
+    "read_bytes",
+    "redact",
+    "remove",
+    "remove_partials",
+    "remove_tree",
+    "write_bytes",
+]
+
 _EXTRAS = {"s3": "s3:// needs the extra s3: uv pip install 'facemill[s3]'"}
 _CREDENTIALS = {
     "gs": " (log in: gcloud auth application-default login)",
     "s3": " (log in: aws configure; a public bucket: FSSPEC_S3_ANON=true)",
 }
-_SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|signature|sig|token|access_?token|api_?key|key|secret|password|credential"
-    r"|awsaccesskeyid|googleaccessid|expires|policy)=)[^&;#\s]*"
-)
 _PART = ".part"
-
-
-class StorageError(OSError):
-    """A store or a disk refused; the message is one line for the user, without credentials."""
-
-
-class MissingFileError(StorageError, FileNotFoundError):
-    """Nothing has this name: the file, or the bucket, does not exist."""
-
-
-def normalize(url: str | os.PathLike[str]) -> str:
-    """An absolute local path, or a URL with its protocol; neither ends in a slash.
-
-    `file://` URLs become paths (percent signs decoded, as in RFC 8089), `~` the home folder, `gcs://` `gs://`.
-    """
-    text = os.fspath(url)
-    if not text:
-        raise StorageError("an empty path was given: name a file, a folder or a URL")
-    if "::" in text:  # a chained fsspec URL is passed on as it is
-        return text.rstrip("/")
-    found = _PROTOCOL.match(text)
-    if not found:
-        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (Path would be slower, and lose nothing)
-    protocol, rest = found[1].lower(), text[found.end() :]
-    if protocol in ("file", "local"):
-        return os.path.abspath("/" + unquote(rest, errors="surrogateescape").lstrip("/"))  # noqa: PTH100
-    protocol = _ALIASES.get(protocol, protocol)
-    return f"{protocol}://{rest.lstrip('/') if protocol == 'memory' else rest}".rstrip("/")
-
-
-def is_local(url: str | os.PathLike[str]) -> bool:
-    """True for a path on this machine's disks."""
-    text = os.fspath(url)
-    found = _PROTOCOL.match(text)
-    return "::" not in text and (found is None or found[1].lower() in ("file", "local"))
-
-
-def join(base: str | os.PathLike[str], *parts: str) -> str:
-    """`base`, normalised, with the parts below it."""
-    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def as_text(path: str) -> str:
-    """`path` as valid UTF-8: a local name of other bytes becomes a percent-encoded file:// URL, which normalize undoes.
-
-    Tables hold UTF-8 only, and a disk holds any bytes.
-    """
-    if not path.isascii():
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            return "file://" + quote(os.fsencode(path))
-    return path
-
-
-def redact(text: str) -> str:
-    """`text`, a URL or a message with URLs in it, without passwords and signatures."""
-    if "://" not in text:
-        return text
-    text = re.sub(r"(://)[^/@\s]+@", _without_user, text)
-    return _SECRET_PARAMETER.sub(r"\1...", text)
-
-
-def _without_user(found: re.Match[str]) -> str:
-    # abfs://container@account/… names no secret; user:password@ does.
-    return found[0] if ":" not in found[0][3:] else "://...@"
 
 
 def exists(url: str) -> bool:
@@ -115,7 +76,7 @@ def is_folder(url: str) -> bool:
     """Whether this is a folder, or a prefix of an object store that holds something."""
     if is_local(url):
         return Path(normalize(url)).is_dir()
-    if _protocol(url) in ("http", "https"):
+    if protocol_of(url) in ("http", "https"):
         return False  # fsspec would fetch the page and look for links
     with _told(url, "look up"):
         fs, path = _filesystem(url)
@@ -310,7 +271,7 @@ def remove_partials(folder: str) -> int:
 def _filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and its name for it. Listings are never cached: others write meanwhile."""
     name = normalize(url)
-    protocol = _protocol(name)
+    protocol = protocol_of(name)
     if protocol == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
         # gcsfs asks Google's control plane for the bucket's kind, which no emulator answers: a wait of 60 s.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -345,16 +306,12 @@ def _told(url: str, doing: str) -> Iterator[None]:
         raise StorageError(_line(url, doing, error)) from error
 
 
-def _protocol(url: str) -> str:
-    return normalize(url).split("::")[-1].split("://", 1)[0]
-
-
 def _line(url: str, doing: str, error: Exception) -> str:
     what = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     what = redact(" ".join(what.split()))[:300]
     step = ""
     if isinstance(error, PermissionError) or re.search(r"(?i)forbidden|access ?denied|credential|401|403", what):
-        step = "; check your rights there" + ("" if is_local(url) else _CREDENTIALS.get(_protocol(url), ""))
+        step = "; check your rights there" + ("" if is_local(url) else _CREDENTIALS.get(protocol_of(url), ""))
     return f"cannot {doing} {redact(url)}: {what}{step}"
 
 

@@ -263,6 +263,7 @@ def _finish(job: Job, manifest: Manifest, processed: int, wall_s: float) -> dict
     if job.yolo.labels != "off":
         yolo.write_index(folder.out, images=job.yolo.images, pose=job.yolo.labels == "pose")
     storage.remove_tree(folder.at("attempts"))
+    storage.remove_partials(folder.out)
     storage.write_bytes(earlier, json.dumps(summary, indent=2).encode())
     cards.write_card(folder.out)
     report.write_report(folder.out)
