@@ -7,7 +7,7 @@ even at the same time, writes the same files.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from dataset_tools import parquet, storage, yolo
@@ -111,11 +111,16 @@ def _process(task: ShardTask, refs: Sequence[ImageRef], detector: Detector) -> I
         if task.careful:
             deaths[ref.key] = deaths.get(ref.key, 0) + 1
             storage.write_bytes(_journal(task), json.dumps(deaths).encode())
-        result = process_image(ref.key, data, detector, task.recipe)
+        yield _process_one(task, ref.key, data, detector)
         if task.careful:
             deaths.pop(ref.key)
-        _write_yolo(task, result, data)
-        yield result
+
+
+def _process_one(task: ShardTask, key: str, data: bytes | Failure, detector: Detector) -> ImageResult:
+    """The result without its pixels: two large photos at a time would be one too many."""
+    result = process_image(key, data, detector, task.recipe)
+    _write_yolo(task, result, data)
+    return replace(result, image=None)
 
 
 def _write_yolo(task: ShardTask, result: ImageResult, data: bytes | Failure) -> None:

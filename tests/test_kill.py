@@ -10,10 +10,12 @@ import time
 
 import psutil
 import pytest
+from distributed import Status
 
 from dataset_tools.encoding import encode
 from tests import collection
 from tests.collection import ROOT, crop_faces, faces, ledger, summary
+from workflows import dask_engine
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +165,18 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_repeated_command_complet
         assert_same(out, summary(crop_faces(photos, "--out", out, "--json", "--workers", 2)), undisturbed)
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
+
+
+def test_a_worker_whose_nanny_gave_up_is_replaced(monkeypatch):
+    monkeypatch.setattr(dask_engine, "_REPLACE_AFTER_S", 1.0)
+    with dask_engine._client(dask_engine.Where(workers=1)) as client:
+        cluster = client.cluster
+        (nanny,) = cluster.workers.values()
+        pid = nanny.pid
+        nanny.status = Status.starting  # caught in the middle of a start: it will not bring its worker back
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while client.run(os.getpid, on_error="ignore") in ({}, None) or pid in client.run(os.getpid).values():
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert client.submit(int, 7).result(timeout=30) == 7

@@ -177,7 +177,10 @@ def _run_shards(job: Job, listing: sources.Listing, manifest: Manifest, retry: s
             )
 
     if already or again:
-        cli.note(f"continuing: {already:,} of {manifest.images:,} images are done")
+        cli.note(
+            f"continuing: {already:,} of {manifest.images:,} images are done "
+            f"(as listed {manifest.created}; files added since need another --out, or --overwrite)"
+        )
     try:
         for finished in dask_engine.run(tasks(), job.where, job.recipe.detector, tally.heard):
             tally.finished(finished.shard, finished.counts)

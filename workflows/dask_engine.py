@@ -25,6 +25,9 @@ _REPORT_EVERY_S = 0.5
 _TASKS_PER_WORKER = 2
 """Waiting work for each process: one being done and one at hand, so that none waits for the scheduler."""
 _MOST_CAREFUL_TRIES = 50
+_WATCH_EVERY_S = 1.0
+_REPLACE_AFTER_S = 15.0
+"""Longer than a restart takes on a busy machine."""
 
 
 class EngineError(RuntimeError):
@@ -158,8 +161,36 @@ def _client(where: Where) -> Iterator[Client]:
             silence_logs=quiet,
         ) as cluster,
         Client(cluster) as client,
+        _replacing_lost(cluster, len(cluster.worker_spec)),
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _replacing_lost(cluster: LocalCluster, wanted: int) -> Iterator[None]:
+    """Start another worker for one that stays away.
+
+    A nanny restarts a worker that died, but not one that died while it was starting, which a photo that kills its
+    process does when it is handed to a fresh worker. With the last worker gone so the run would wait for ever.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        short_s = 0.0
+        while not ended.wait(_WATCH_EVERY_S):
+            lost = wanted - len(cluster.scheduler.workers)
+            short_s = short_s + _WATCH_EVERY_S if lost > 0 else 0.0
+            if short_s >= _REPLACE_AFTER_S:
+                cluster.scale(len(cluster.worker_spec) + lost)
+                short_s = 0.0
+
+    watcher = threading.Thread(target=watch, name="facemill-workers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _wait_for_workers(client: Client, where: Where) -> int:
