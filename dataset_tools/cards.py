@@ -26,8 +26,8 @@ COLUMNS = {
         "face_index": "which of the photo's faces, in the detector's order",
         "bbox": "x1, y1, x2, y2 in pixels of the upright photo",
         "landmarks": "x, y of the eye on the left of the image, the other eye, the nose, the mouth corner on the left, "
-        "the other corner, in pixels of the upright photo",
-        "score": "of the detection, 0 to 1",
+        "the other corner, in pixels of the upright photo; nan where the source gives none",
+        "score": "of the detection, 0 to 1; null where no detector looked",
         "crop_aligned": "whether the crop is aligned by the landmarks",
         "crop_margin": "added on each side, as a fraction of the square",
         "crop_size_px": "side of the crop, in pixels",
@@ -41,6 +41,7 @@ COLUMNS = {
         "arousal": "as the source gives it, -1 to 1; null where it does not",
         "split": "train, validation or test",
         "votes": "number of annotators for each class of the label set, in its order; null where they are not known",
+        "pixels_sha256": "SHA-256 of the decoded photo, in a labelled set; equal for exact copies",
     },
     "ledger": {
         "key": "the image: path, URL, or archive and member",
@@ -222,6 +223,8 @@ def _columns(table: str, schema: pa.Schema) -> str:
 def _kind(kind: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.list_size} × {_kind(kind.value_type)}"
+    if pa.types.is_list(kind):
+        return f"list of {_kind(kind.value_type)}"
     if pa.types.is_struct(kind):
         return "{" + ", ".join(f"{child.name}: {_kind(child.type)}" for child in kind) + "}"
     return {pa.float32(): "float32"}.get(kind, str(kind))

@@ -149,7 +149,7 @@ def face_digest(row: FaceRow) -> int:
     collection that moved still gives the same digest."""
     digest = hashlib.sha256()
     digest.update(f"{row.source_sha256}:{row.face_index}:{row.split}:{row.label}:".encode())
-    digest.update(np.array([*row.bbox, *np.ravel(row.landmarks or ()), row.score], "<f4").tobytes())
+    digest.update(np.array([*row.bbox, *np.ravel(row.landmarks), row.score], "<f4").tobytes())
     stated = (row.valence, row.arousal, *(row.votes or ()))
     if any(value is not None for value in stated):
         digest.update(np.array(stated, "<f4").tobytes())

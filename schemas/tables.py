@@ -43,11 +43,14 @@ FACES = pa.schema(
         ("arousal", pa.float32()),
         ("split", pa.string()),
         ("votes", pa.list_(pa.int32())),
+        ("pixels_sha256", pa.string()),
     ]
 )
 """One row a face. bbox: x1, y1, x2, y2 and landmarks: five x, y, both in pixels of the upright original. Of a face that
-no detector found, score is null, and landmarks and what follows from them where the source gives none. votes: how many
-annotators chose each class, in the order of the label set, where the source tells."""
+no detector found, score is null, and where the source gives no landmarks, all their numbers are nan: a list of fixed
+size that is null can be written to Parquet but not read back (apache/arrow#35692). votes: how many annotators chose
+each class, in the order of the label set, where the source tells. pixels_sha256: of the decoded photo, in a labelled
+set, where exact copies are looked for: copies may be stored in different files."""
 
 LEDGER = pa.schema(
     [
@@ -69,8 +72,8 @@ LEDGER = pa.schema(
     ]
 )
 """One row an input image: what became of it. faces counts those written, faces_screened those held back by a quality
-bound or, in a labelled set, for what `detail` says. seconds is the time spent on it by a worker. pixels_sha256: of the
-decoded picture, where exact copies are looked for, since copies may be stored in different files."""
+bound or, in a labelled set, for what `detail` says. seconds is the time spent on it by a worker. pixels_sha256: as in
+FACES."""
 
 
 def faces_schema(labels: LabelSet, recipe: Mapping[str, Any]) -> pa.Schema:
@@ -120,7 +123,7 @@ class FaceRow:
     source_phash: str
     face_index: int
     bbox: tuple[float, ...]
-    landmarks: tuple[tuple[float, float], ...] | None
+    landmarks: tuple[tuple[float, float], ...]
     score: float | None
     crop_aligned: bool | None
     crop_margin: float | None
@@ -135,6 +138,7 @@ class FaceRow:
     arousal: float | None
     split: str
     votes: tuple[int, ...] | None = None
+    pixels_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _client(where: Where) -> Iterator[Client]:
             n_workers=1 if where.in_process else where.workers,
             threads_per_worker=1,
             processes=not where.in_process,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None still takes port 8787, and warns when it is taken
             silence_logs=quiet,
         ) as cluster,
         Client(cluster) as client,
