@@ -81,17 +81,14 @@ def _proposals(
     """P-Net over the pyramid: (n, 5) squares x1, y1, x2, y2 in pixels of the image and score, best first."""
     if not levels:
         return np.empty((0, 5))
-    found: list[list[NDArray[np.float64]]] = [[] for _ in levels]
-    source = _shrunk(image, shrink)
-    for level, top, strip in pyramid_strips(nets.mix_rows, source, [scale * shrink for scale in levels]):
-        found[level].extend(_strip_proposals(nets, strip, top, min_score))
-    kept = [np.empty((0, 5))]
+    found: list[list[NDArray[np.float64]]] = [[np.empty((7, 0))] for _ in levels]
+    logit_min = math.log(min_score / (1 - min_score)) - 1e-3
+    for level, top, strip in pyramid_strips(nets.mix_rows, _shrunk(image, shrink), [s * shrink for s in levels]):
+        found[level].extend(_strip_cells(nets, strip, top, logit_min))
+    kept = []
     for scale, pieces in zip(levels, found, strict=True):
-        cells = np.concatenate([np.empty((0, 7)), *pieces])
-        # Where a level was cut must not decide between equal scores.
-        cells = cells[np.lexsort((cells[:, 6], cells[:, 5]))]
-        cells = cells[best_first(cells[:, 4])]
-        boxes = np.concatenate([cells[:, :4] / scale, cells[:, 4:5]], axis=1)
+        boxes = _cell_boxes(np.concatenate(pieces, axis=1), scale)
+        boxes = boxes[boxes[:, 4] > min_score]
         kept.append(boxes[survivors(boxes[:, :4], 0.5)])
     boxes = np.concatenate(kept)
     boxes = boxes[best_first(boxes[:, 4])]
@@ -107,22 +104,27 @@ def _shrunk(image: RgbImage, factor: int) -> RgbImage:
     return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def _strip_proposals(nets: Networks, strip: Pixels, top: int, min_score: float) -> Iterator[NDArray[np.float64]]:
-    """(n, 7) of cells that may hold a face: x1, y1, x2, y2 in pixels of the level, score, x and y of the cell."""
-    logit_min = math.log(min_score / (1 - min_score)) - 1e-3
+def _strip_cells(nets: Networks, strip: Pixels, top: int, logit_min: float) -> Iterator[NDArray[np.float64]]:
+    """(7, n) of P-Net's cells that may hold a face: four box offsets, logit, and the cell's place x, y in the level."""
     steps = strip.shape[1] - OVERLAP_PX
     step = math.ceil(steps / math.ceil(steps / _TILE_PX) / _STRIDE_PX) * _STRIDE_PX
     for left in range(0, steps, step):
         cells = nets.propose(strip[:, left : left + step + OVERLAP_PX])
         rows, columns = np.nonzero(cells[4] > logit_min)
-        if not len(rows):
-            continue
-        scores = _probability(cells[4, rows, columns])[:, None]
-        corner = np.stack([columns * _STRIDE_PX + left, rows * _STRIDE_PX + top], axis=1)
-        # P-Net's window is [2i + 1, 2i + 12], regressed with a width of 11.
-        boxes = np.concatenate([corner + 1, corner + _CELL_PX], axis=1)
-        boxes = boxes + cells[:4, rows, columns].T.astype(np.float64) * (_CELL_PX - 1)
-        yield np.concatenate([boxes, scores, corner], axis=1)[scores[:, 0] > min_score]
+        if len(rows):
+            place = columns * _STRIDE_PX + left, rows * _STRIDE_PX + top
+            yield np.concatenate([cells[:, rows, columns], place])
+
+
+def _cell_boxes(cells: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    """(n, 5) of a level's cells, best first: x1, y1, x2, y2 in pixels of the image, and the score."""
+    scores = _probability(cells[4].astype(np.float32))
+    # Where a level was cut must not decide between equal scores: from the last cell to the first, column by column.
+    order = np.lexsort((-cells[6], -cells[5], -scores))
+    place = cells[5:, order].T
+    # P-Net's window is [2i + 1, 2i + 12], regressed with a width of 11.
+    boxes = np.concatenate([place + 1, place + _CELL_PX], axis=1) + cells[:4, order].T * (_CELL_PX - 1)
+    return np.concatenate([boxes / scale, scores[order, None]], axis=1)
 
 
 def _refined(nets: Networks, image: RgbImage, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -157,45 +159,51 @@ def _decided(nets: Networks, image: RgbImage, boxes: NDArray[np.float64], min_sc
 def _run(
     network: Callable[[Pixels], Pixels], image: RgbImage, boxes: NDArray[np.float64], side: int, outputs: int
 ) -> NDArray[np.float64]:
-    batches = [network(patches(image, boxes[i : i + _BATCH], side)) for i in range(0, len(boxes), _BATCH)]
-    return np.concatenate([np.empty((0, outputs)), *batches])
+    return np.concatenate([np.empty((0, outputs)), *map(network, patches(image, boxes, side))])
 
 
-def patches(image: RgbImage, boxes: NDArray[np.float64], side: int) -> Pixels:
-    """Crops of the boxes, (n, side, side, 3) float32 in 0 to 255, sampled bilinearly; grey outside of the image.
+def patches(image: RgbImage, boxes: NDArray[np.float64], side: int) -> Iterator[Pixels]:
+    """Crops of the boxes, up to 32 at a time: (n, side, side, 3) float32 in 0 to 255; grey outside of the image.
 
-    The corners are scaled by (size - 1) / size, and all in float32: so `mtcnn` does through crop_and_resize.
+    They are sampled bilinearly. The corners are scaled by (size - 1) / size, and all in float32: so `mtcnn` does
+    through crop_and_resize.
     """
     height, width = image.shape[:2]
-    top, bottom, down, row_inside = _samples(boxes[:, 1], boxes[:, 3], height, side)
-    left, right, across, column_inside = _samples(boxes[:, 0], boxes[:, 2], width, side)
-    y, x = np.stack([top, bottom])[:, None, :, :, None], np.stack([left, right])[None, :, :, None, :]
-    if max(height, width) <= _REMAP_MAX_PX:
-        # The four neighbours of all samples in one call, several times as fast as fancy indexing. Each int32 is two
-        # int16, x in the lower half: the kind of map that remap takes without conversion.
-        where = ((y << 16) + x).view(np.int16).reshape(-1, side, 2)
-        neighbours = cv2.remap(image, where, np.empty(0), cv2.INTER_NEAREST)
-    else:
-        neighbours = image[y, x]
-    pixels = neighbours.reshape(2, 2, len(boxes), side, side * 3).astype(np.float32)
-    # Each step works on whole rows of side * 3 values in place: numpy is slow on short inner axes.
-    pixels[:, 1] -= pixels[:, 0]
-    pixels[:, 1] *= np.repeat(across, 3, axis=1)[:, None, :]
-    pixels[:, 0] += pixels[:, 1]
-    upper, lower = pixels[0, 0], pixels[1, 0]
-    lower -= upper
-    lower *= down[:, :, None]
-    upper += lower
-    values = upper.reshape(-1, side, side, 3)
-    if not (row_inside.all() and column_inside.all()):
-        values[~(row_inside[:, :, None] & column_inside[:, None, :])] = 127.5
-    return values
+    y, down, row_inside = _samples(boxes[:, 1], boxes[:, 3], height, side)
+    x, across, column_inside = _samples(boxes[:, 0], boxes[:, 2], width, side)
+    across = np.repeat(across, 3, axis=1)
+    for i in range(0, len(boxes), _BATCH):
+        batch = slice(i, i + _BATCH)
+        neighbours = _gathered(image, y[:, None, batch, :, None], x[None, :, batch, None, :])
+        pixels = neighbours.reshape(2, 2, -1, side, side * 3).astype(np.float32)
+        # Each step works on whole rows of side * 3 values in place: numpy is slow on short inner axes.
+        left, right = pixels[:, 0], pixels[:, 1]
+        right -= left
+        right *= across[batch, None, :]
+        left += right
+        upper, lower = left
+        lower -= upper
+        lower *= down[batch, :, None]
+        upper += lower
+        values = upper.reshape(-1, side, side, 3)
+        if not (row_inside[batch].all() and column_inside[batch].all()):
+            values[~(row_inside[batch, :, None] & column_inside[batch, None, :])] = 127.5
+        yield values
+
+
+def _gathered(image: RgbImage, y: NDArray[np.int32], x: NDArray[np.int32]) -> RgbImage:
+    """image[y, x], several times as fast: all samples in one call of OpenCV."""
+    if max(image.shape) > _REMAP_MAX_PX:
+        return image[y, x]
+    # Each int32 is two int16, x in the lower half: the kind of map that remap takes without conversion.
+    where = ((y << 16) + x).view(np.int16).reshape(-1, y.shape[-2], 2)
+    return cv2.remap(image, where, np.empty(0), cv2.INTER_NEAREST).astype(np.uint8, copy=False)
 
 
 def _samples(
     low: NDArray[np.float64], high: NDArray[np.float64], size: int, side: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32], Pixels, NDArray[np.bool_]]:
-    """For each sample of an axis, (n, side): the pixel before, the one after, its share, is it in the image."""
+) -> tuple[NDArray[np.int32], Pixels, NDArray[np.bool_]]:
+    """The samples of an axis: the pixels before and after, (2, n, side); the latter's share; is it in the image."""
     start, stop = (low / size).astype(np.float32), (high / size).astype(np.float32)
     span = np.float32(size - 1)
     step = (stop - start) * span / np.float32(side - 1)
@@ -203,7 +211,7 @@ def _samples(
     inside = (at >= 0) & (at <= span)
     at = np.clip(at, 0, span)
     before = np.floor(at)
-    return before.astype(np.int32), np.ceil(at).astype(np.int32), at - before, inside
+    return np.stack([before, np.ceil(at)]).astype(np.int32), at - before, inside
 
 
 def _adjusted(boxes: NDArray[np.float64], outputs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,7 +3,8 @@
 The graphs are written here, not exported, for two reasons: a crop worker must not import TensorFlow (seconds and half a
 gigabyte), and rewrites that keep the numbers make them twice as fast. Pixels stay 0 to 255, the normalisation is in
 the first convolution; heads are merged, and the two class outputs become one, their difference in logits; PReLU
-costs one pass instead of three (`_Graph.conv_prelu`) and in P-Net a quarter of that (`_pooled_prelu`).
+costs one pass instead of three (`_Graph.conv_prelu`) and before a pooling a quarter of that (`_pooled_prelu`,
+`_first_layer`).
 """
 
 import functools
@@ -176,21 +177,35 @@ def _flat(kernel: Array, side: int) -> Array:
     return kernel.reshape(side, side, channels, -1).transpose(2, 1, 0, 3).reshape(kernel.shape)
 
 
+def _first_layer(graph: _Graph, kernel: Array, bias: Array, slopes: Array, following: Array) -> tuple[str, Array]:
+    """R-Net's and O-Net's first convolution, PReLU and 3x3 max pooling, and the next kernel for the output's channels.
+
+    A PReLU with a slope of 0 and more rises, so it may follow the pooling, where it has a quarter of the work. ONNX
+    Runtime works on blocks of 16 channels: those with the largest slopes come first, as many whole blocks as have no
+    negative one, the rest is pooled last. R-Net's 28 channels are filled up to 32, or it would leave its blocks.
+    """
+    pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}
+    spare = -bias.size % 16
+    kernel, bias = _on_pixels(np.pad(kernel, [(0, 0)] * 3 + [(0, spare)]), np.pad(bias, (0, spare)))
+    slopes = np.pad(slopes.ravel(), (0, spare))
+    order = np.argsort(-slopes, kind="stable")
+    first = order[: np.count_nonzero(slopes >= 0) // 16 * 16]
+    rest = order[first.size :]
+    x = graph.channels_first("x")
+    late = graph.add("MaxPool", graph.conv(x, kernel[..., first], bias[first]), **pool)
+    # For a slope a > 1 this gives the negated channel, as a*m + (1-a)*relu(m) is -(relu((a-1)*m) - a*m).
+    sign = np.where(slopes > 1, -1.0, 1.0)
+    inside = graph.per_channel(late, (sign * (1 - slopes))[first])
+    late = graph.add("Add", graph.per_channel(late, (sign * slopes)[first]), graph.add("Relu", inside))
+    early = graph.add("MaxPool", graph.conv_prelu(x, kernel[..., rest], bias[rest], slopes[rest]), **pool)
+    following = np.pad(following, [(0, 0)] * 2 + [(0, spare), (0, 0)]) * sign[:, None]
+    return graph.add("Concat", late, early, axis=1), following[:, :, order]
+
+
 def _rnet(weights: list[Array]) -> onnxruntime.InferenceSession:
     k1, b1, a1, k2, b2, a2, k3, b3, a3, k4, b4, a4, k_box, b_box, k_face, b_face = weights
     graph = _Graph()
-    # 28 channels are filled up to 32, or ONNX Runtime leaves its blocked layout for the pooling.
-    spare = 32 - b1.size
-    k1, b1 = np.pad(k1, [(0, 0)] * 3 + [(0, spare)]), np.pad(b1, (0, spare))
-    k2 = np.pad(k2, [(0, 0)] * 2 + [(0, spare), (0, 0)])
-    a1 = np.pad(a1.ravel(), (0, spare))
-    # conv_prelu needs slopes below 1, and two are above: theirs are 1/2 before the pooling and put right after it, on a
-    # quarter of the values. Both PReLUs rise, so the pooling picks the same ones.
-    steep = a1 > 1
-    x = graph.conv_prelu(graph.channels_first("x"), *_on_pixels(k1, b1), np.where(steep, 0.5, a1))
-    x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
-    positive = graph.per_channel(graph.add("Relu", x), np.where(steep, 1 - 2 * a1, 0))
-    x = graph.add("Add", graph.per_channel(x, np.where(steep, 2 * a1, 1)), positive)
+    x, k2 = _first_layer(graph, k1, b1, a1, k2)
     x = graph.conv_prelu(x, k2, b2, a2)
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
     x = graph.conv_prelu(x, k3, b3, a3)
@@ -205,8 +220,7 @@ def _onet(weights: list[Array]) -> onnxruntime.InferenceSession:
         weights
     )
     graph = _Graph()
-    x = graph.conv_prelu(graph.channels_first("x"), *_on_pixels(k1, b1), a1)
-    x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
+    x, k2 = _first_layer(graph, k1, b1, a1, k2)
     x = graph.conv_prelu(x, k2, b2, a2)
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
     x = graph.conv_prelu(x, k3, b3, a3)

@@ -20,53 +20,53 @@ MixRows = Callable[[Pixels, NDArray[np.uint8]], Pixels]
 OVERLAP_PX = 10
 """P-Net looks at 12 px in steps of 2: with 10 rows in common, two strips have all cells of the whole and none twice."""
 _BAND_ROWS = 32
-_NARROW_ROWS = 16
+_NARROW_ROWS = 8
 _STRIP_ROWS = 96
 
 
 class _Level:
-    """One level being filled from the top: mixed rows of full width, then a strip of narrowed rows."""
+    """One level being filled from the top: mixed rows of full width come in, full strips of narrowed rows go out."""
 
-    def __init__(self, height: int, width: int, full_width: int) -> None:
+    def __init__(self, height: int, width: int) -> None:
         self.shape = height, width
-        self.mixed = np.empty((_NARROW_ROWS + _BAND_ROWS + 1, full_width, 3), np.float32)
-        self.narrowed = 0  # rows of the level that have left `mixed`
-        self.touched = 0  # rows of the level that have begun
+        self.partial: Pixels | None = None  # the row that the last band left unfinished
+        self.waiting: list[Pixels] = []  # finished rows that are too few to be narrowed
+        self.narrowed = 0
         self.strip = np.empty((min(_STRIP_ROWS, height), width, 3), np.float32)
         self.top = 0
         self.filled = 0
 
-    def add(self, first: int, rows: Pixels) -> None:
-        """Take rows from `first` on; the first may continue the last one of the previous band."""
-        begun = self.touched - first
-        at = first - self.narrowed
-        self.mixed[at : at + begun] += rows[:begun]
-        self.mixed[at + begun : at + len(rows)] = rows[begun:]
-        self.touched = first + len(rows)
-
-    def strips(self, complete: int) -> Iterator[tuple[int, Pixels]]:
-        """Narrow the rows before `complete` once they are worth a call; yield (first row, strip) when one is full."""
-        height, width = self.shape
-        ready = complete - self.narrowed
-        if ready < _NARROW_ROWS and complete < height:
+    def add(self, rows: Pixels, complete: int) -> Iterator[tuple[int, Pixels]]:
+        """Take a band's rows, the first `complete` of them finished; yield (first row, strip) when a strip is full."""
+        if self.partial is not None:
+            rows[0] += self.partial
+        self.partial = rows[complete] if complete < len(rows) else None
+        if not complete:
             return
-        taken = 0
-        while taken < ready:
-            count = min(ready - taken, len(self.strip) - self.filled)
+        rows = rows[:complete]
+        height, width = self.shape
+        count = complete + sum(map(len, self.waiting))
+        last = self.narrowed + count == height
+        if count < _NARROW_ROWS and not last:
+            self.waiting.append(rows.copy())  # a copy, or it would keep the whole band in memory
+            return
+        if self.waiting:
+            rows = np.concatenate([*self.waiting, rows])
+            self.waiting = []
+        self.narrowed += count
+        while len(rows):
+            count = min(len(rows), len(self.strip) - self.filled)
             target = self.strip[self.filled : self.filled + count]
-            cv2.resize(self.mixed[taken : taken + count], (width, count), dst=target, interpolation=cv2.INTER_AREA)
+            cv2.resize(rows[:count], (width, count), dst=target, interpolation=cv2.INTER_AREA)
+            rows = rows[count:]
             self.filled += count
-            taken += count
-            if self.filled == len(self.strip) or (taken == ready and complete == height):
+            if self.filled == len(self.strip) or (last and not len(rows)):
                 # Without a row beyond the overlap there is no cell that the strip before has not had.
                 if self.filled > OVERLAP_PX:
                     yield self.top, self.strip[: self.filled]
                 self.strip[:OVERLAP_PX] = self.strip[self.filled - OVERLAP_PX : self.filled]
                 self.top += self.filled - OVERLAP_PX
                 self.filled = OVERLAP_PX
-        left = self.touched - complete
-        self.mixed[:left] = self.mixed[ready : ready + left]
-        self.narrowed = complete
 
 
 def pyramid_strips(mix_rows: MixRows, image: RgbImage, scales: list[float]) -> Iterator[tuple[int, int, Pixels]]:
@@ -79,36 +79,35 @@ def pyramid_strips(mix_rows: MixRows, image: RgbImage, scales: list[float]) -> I
     full_height, full_width = image.shape[:2]
     tops = np.arange(0, full_height, _BAND_ROWS)
     bottoms = np.minimum(tops + _BAND_ROWS, full_height)
-    levels = [_Level(int(full_height * scale), int(full_width * scale), full_width) for scale in scales]
-    begins, ends, spans = [], [], []
-    for level in levels:
-        edges = np.arange(level.shape[0] + 1) * (full_height / level.shape[0])
-        edges[-1] = full_height
-        begins.append(edges[:-1])
-        ends.append(edges[1:])
-        spans.append(
-            np.stack(
-                [
-                    np.searchsorted(edges[1:], tops, "right"),  # first row that lies in the band
-                    np.searchsorted(edges[:-1], bottoms, "left"),  # first that lies below it
-                    np.searchsorted(edges[1:], bottoms, "right"),  # rows complete with this band
-                ],
-                axis=1,
-            ).tolist()
-        )
-    for band, (top, bottom) in enumerate(zip(tops.tolist(), bottoms.tolist(), strict=True)):
-        begin = np.concatenate([b[span[band][0] : span[band][1]] for b, span in zip(begins, spans, strict=True)])[
-            :, None
-        ]
-        end = np.concatenate([e[span[band][0] : span[band][1]] for e, span in zip(ends, spans, strict=True)])[:, None]
-        source = np.arange(top, bottom)
-        covered = np.minimum(end, source + 1) - np.maximum(begin, source)
-        weights = (np.maximum(covered, 0) / (end - begin)).astype(np.float32)
-        mixed = mix_rows(weights, image[top:bottom].reshape(bottom - top, -1)).reshape(-1, full_width, 3)
-        at = 0
-        for index, (level, span) in enumerate(zip(levels, spans, strict=True)):
-            first, stop, complete = span[band]
-            level.add(first, mixed[at : at + stop - first])
-            at += stop - first
-            for strip_top, strip in level.strips(complete):
+    levels = [_Level(int(full_height * scale), int(full_width * scale)) for scale in scales]
+    edges = [np.arange(level.shape[0] + 1) * (full_height / level.shape[0]) for level in levels]
+    for level_edges in edges:
+        level_edges[-1] = full_height
+    begin, end = np.concatenate([e[:-1] for e in edges]), np.concatenate([e[1:] for e in edges])
+    # Which rows of which levels lie in which band, sorted by band; a row may lie in two and more.
+    first_band = (begin // _BAND_ROWS).astype(int)
+    times = np.ceil(end / _BAND_ROWS).astype(int) - first_band
+    rows = np.repeat(np.arange(len(begin)), times)
+    bands = np.arange(len(rows)) + np.repeat(first_band - np.cumsum(times) + times, times)
+    by_band = np.argsort(bands, kind="stable")
+    bands, rows = bands[by_band], rows[by_band]
+    begin, end = begin[rows, None], end[rows, None]
+    source = tops[bands, None] + np.arange(_BAND_ROWS)
+    covered = np.minimum(end, source + 1) - np.maximum(begin, source)
+    weights = (np.maximum(covered, 0) / (end - begin)).astype(np.float32)
+    level_of_row = np.repeat(np.arange(len(levels)), [level.shape[0] for level in levels])[rows]
+    # Per band and level: rows in the band, and how many of them it finishes.
+    counts = np.zeros((2, len(tops), len(levels)), int)
+    np.add.at(counts[0], (bands, level_of_row), 1)
+    np.add.at(counts[1], (bands, level_of_row), end[:, 0] <= bottoms[bands])
+    at = 0
+    for top, bottom, touched, complete in zip(tops.tolist(), bottoms.tolist(), *counts.tolist(), strict=True):
+        band = image[top:bottom].reshape(bottom - top, -1)
+        mixed = mix_rows(weights[at : at + sum(touched), : bottom - top], band).reshape(-1, full_width, 3)
+        at += len(mixed)
+        start = 0
+        for index, level in enumerate(levels):
+            stop = start + touched[index]
+            for strip_top, strip in level.add(mixed[start:stop], complete[index]):
                 yield index, strip_top, strip
+            start = stop

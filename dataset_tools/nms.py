@@ -8,7 +8,7 @@ its N x N arrays are not, since a phone photo of 8 MP asked for gigabytes.
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 64
+_BLOCK = 128
 
 
 def best_first(scores: NDArray[np.floating]) -> NDArray[np.intp]:
@@ -22,10 +22,11 @@ def survivors(boxes: NDArray[np.float64], threshold: float, *, of_smaller: bool 
     boxes: (n, 4) x1, y1, x2, y2, best score first. The overlap is a share of the union, or of the smaller box with
     `of_smaller`. Memory grows with n, not with its square.
     """
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+    # float32 takes two thirds of the time.
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T, dtype=np.float32)
     areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
     # shared / (a + b - shared) > t is shared > t / (1 + t) * (a + b): shares of the areas spare a pass over all pairs.
-    shares = areas * (threshold if of_smaller else threshold / (1 + threshold))
+    shares = areas * np.float32(threshold if of_smaller else threshold / (1 + threshold))
     join = np.minimum if of_smaller else np.add
     alive = np.arange(len(boxes))
     for start in range(0, len(boxes), _BLOCK):
