@@ -75,12 +75,15 @@ def test_a_terminal_gets_a_bar_on_one_line(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     stream = Terminal()
     shown = Progress(10, stream=stream)
-    now[0] = 5.0
+    now[0] = 60.0  # workers took so long to start
+    shown.show(1, 1, 0)
+    now[0] = 64.0
     shown.show(5, 3, 0)
     shown.close(10, 6, 0)
     assert stream.getvalue() == (
+        f"\r\x1b[K{'█' * 2}{'░' * 22} 1/10 images  0.0/s  1 faces  0 failed  …"
         f"\r\x1b[K{'█' * 12}{'░' * 12} 5/10 images  1.0/s  3 faces  0 failed  5 s left"
-        f"\r\x1b[K{'█' * 24} 10/10 images  2.0/s  6 faces  0 failed  0 s left\n"
+        f"\r\x1b[K{'█' * 24} 10/10 images  2.2/s  6 faces  0 failed  0 s left\n"
     )
 
 

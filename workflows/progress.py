@@ -10,32 +10,38 @@ _LOG_S = 10.0
 
 
 class Progress:
-    """Images done of a total, with rate and time left. already: done by an earlier run, so not part of the rate."""
+    """Images done of a total, with rate and time left.
+
+    already: done by an earlier run. The rate counts from the first image of this one: until then processes start.
+    """
 
     def __init__(self, total: int, already: int = 0, stream: TextIO | None = None) -> None:
         self._total, self._already = total, already
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
-        self._started = time.monotonic()
-        self._shown = self._started if not self._terminal else 0.0
+        self._shown = 0.0 if self._terminal else time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def show(self, done: int, faces: int, failed: int) -> None:
         """done: images of the total, `already` included. Shows at most a few times a second."""
         now = time.monotonic()
+        if self._first is None and done > self._already:
+            self._first = now, done
         if now - self._shown < (_TERMINAL_S if self._terminal else _LOG_S):
             return
         self._shown = now
-        self._write(done, faces, failed, now - self._started)
+        self._write(done, faces, failed, now)
 
     def close(self, done: int, faces: int, failed: int) -> None:
         """The last state, on a terminal on a line of its own."""
         if self._terminal:
-            self._write(done, faces, failed, time.monotonic() - self._started)
+            self._write(done, faces, failed, time.monotonic())
             self._stream.write("\n")
             self._stream.flush()
 
-    def _write(self, done: int, faces: int, failed: int, elapsed_s: float) -> None:
-        rate = (done - self._already) / elapsed_s if elapsed_s > 0 else 0.0
+    def _write(self, done: int, faces: int, failed: int, now: float) -> None:
+        first_s, first_done = self._first or (now, done)
+        rate = (done - first_done) / (now - first_s) if now > first_s else 0.0
         left = f"{duration((self._total - done) / rate)} left" if rate > 0 else "…"
         line = f"{done:,}/{self._total:,} images  {rate:.1f}/s  {faces:,} faces  {failed:,} failed  {left}"
         if self._terminal:
