@@ -17,6 +17,12 @@ _default:
 crop-faces *ARGS: (_install "yunet,s3")
     @{{ python }} -m workflows.crop_faces "$@"
 
+# Bring a labelled set (AffectNet, FER-2013, FER+, RAF-DB, class folders, csv) into the same kind of data set
+[group('jobs')]
+[no-cd]
+import-labels *ARGS: (_install "yunet,s3")
+    @{{ python }} -m workflows.import_labels "$@"
+
 # Crop the faces of a small collection of photos that two Python packages ship
 [group('jobs')]
 [no-cd]

@@ -6,7 +6,7 @@ as it is. What a column means is said once, in COLUMNS. Names from outside are e
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -174,9 +174,19 @@ def _counts(summary: Mapping[str, Any]) -> str:
         *((f"…… {reason}", count) for reason, count in sorted(summary["reasons"].items())),
         ("faces written", summary["faces"]),
         *((f"… {split}", summary["splits"][split]) for split in SPLITS if split in summary["splits"]),
-        ("faces held back by the quality bounds", summary["faces_screened"]),
+        *(
+            [(f"dropped: {why}", count) for why, count in sorted(summary["dropped"].items())]
+            if "dropped" in summary
+            else [("faces held back by the quality bounds", summary["faces_screened"])]
+        ),
     ]
-    return _table(("what", "number"), ((name, f"{count:,}") for name, count in rows))
+    counts = _table(("what", "number"), ((name, f"{count:,}") for name, count in rows))
+    classes: Mapping[str, Mapping[str, int]] = summary.get("classes", {})
+    if not classes:
+        return counts
+    names = list(dict.fromkeys(name for of_split in classes.values() for name in of_split))
+    lines = ((name, *(f"{of_split.get(name, 0):,}" for of_split in classes.values())) for name in names)
+    return f"{counts}\n\n{_table(('class', *classes), lines)}"
 
 
 def _recipe(manifest: Manifest) -> str:
@@ -194,7 +204,7 @@ def _recipe(manifest: Manifest) -> str:
             f"{_md(crop['format'])}, quality {crop['quality']}. Pixels come from the original photo."
         )
     bounds = {name: value for name, value in recipe.get("screen", {}).items() if value is not None}
-    if recipe:
+    if "screen" in recipe:
         said = ", ".join(f"`{name}` {value:g}" for name, value in bounds.items()) or "none"
         told.append(f"- Quality bounds: {said}.")
     if fractions:
@@ -204,6 +214,8 @@ def _recipe(manifest: Manifest) -> str:
             "photo, and of others with the same hash, lie in one split, and photos added later move none. "
             "`report.html` tells whether photos that are almost the same lie apart."
         )
+    if "format" in manifest.parameters and not crop:
+        told.append("- Pictures and splits: as the published set gives them.")
     if "label_set" in manifest.parameters:
         told.append(f"- Label set: {_md(manifest.parameters['label_set'])}.")
     return "\n".join(told) or "See the parameters below."
@@ -230,10 +242,11 @@ def _kind(kind: pa.DataType) -> str:
     return {pa.float32(): "float32"}.get(kind, str(kind))
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {_md(name)} | {_md('not set' if value is None else value)} |" for name, value in rows]
-    return "\n".join(lines)
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    def cells(values: Sequence[Any]) -> str:
+        return f"| {' | '.join(_md('not set' if value is None else value) for value in values)} |"
+
+    return "\n".join([cells(head), "|---" * len(head) + "|", *(cells(row) for row in rows)])
 
 
 def _md(value: Any) -> str:

@@ -5,6 +5,7 @@ bucket, today and in ten years. Names of files, details and sources come from st
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
@@ -43,7 +44,7 @@ def render(
         _contact(found, thumbnails),
         _doubts(found, thumbnails),
         _measures(found),
-        _labels(found),
+        _labels(found, summary),
         _failures(found, summary, out, manifest.sources),
         _duplicates(found.duplicates, thumbnails, manifest.sources),
         _loading(out, manifest, summary),
@@ -86,7 +87,8 @@ def _counts(manifest: Manifest, summary: Mapping[str, Any]) -> str:
         _block("Splits", figures.stacked_bar(_splits(summary), f"{faces:,} faces by split")),
     ]
     if screened:
-        parts = [("written", faces, "main"), ("held back by the quality bounds", screened, "third")]
+        reasons = summary.get("dropped") or {"held back by the quality bounds": screened}
+        parts = [("written", faces, "main"), *((why, count, "third") for why, count in sorted(reasons.items()))]
         bar = figures.stacked_bar(parts, f"what became of {faces + screened:,} faces")
         blocks.insert(1, _block(f"{_plural(faces + screened, 'face')} found", bar))
     if manifest.ignored:
@@ -110,13 +112,19 @@ def _splits(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
 def _contact(found: Survey, thumbnails: Mapping[Pick, str]) -> str:
     if not found.contact:
         return "<h2>Faces</h2><p>No face was written, so there is none to show.</p>"
-    captions = ((pick, f"{pick.score:.2f}") for pick in found.contact)
-    return (
-        "<h2>A look at the faces</h2>"
-        '<p class="soft">From the highest detection score to the lowest, drawn by chance with as many from each band '
-        "of score where there are enough: doubtful faces are rarer in the data set than here.</p>"
-        + _grid(captions, thumbnails)
-    )
+    captions = ((pick, _caption(pick)) for pick in found.contact)
+    if found.lowest_score:
+        note = (
+            "From the highest detection score to the lowest, drawn by chance with as many from each band of score "
+            "where there are enough: doubtful faces are rarer in the data set than here."
+        )
+    else:
+        note = "Drawn by chance, with as many of each class where there are enough."
+    return f'<h2>A look at the faces</h2><p class="soft">{note}</p>{_grid(captions, thumbnails)}'
+
+
+def _caption(pick: Pick) -> str:
+    return escape(pick.label) if math.isnan(pick.score) else f"{pick.score:.2f}"
 
 
 def _doubts(found: Survey, thumbnails: Mapping[Pick, str]) -> str:
@@ -124,13 +132,15 @@ def _doubts(found: Survey, thumbnails: Mapping[Pick, str]) -> str:
         return ""
     low = ((pick, f"{pick.score:.2f}") for pick in found.lowest_score)
     blurred = ((pick, f"{pick.sharpness:.0f}") for pick in found.least_sharp)
+    blocks = _block(f"Least sharp, {len(found.least_sharp)} faces", _grid(blurred, thumbnails, few=True))
+    bounds = ""
+    if found.lowest_score:
+        title = f"Lowest detection score, {len(found.lowest_score)} faces"
+        blocks = _block(title, _grid(low, thumbnails, few=True)) + blocks
+        bounds = " Bounds for them are set with <code>--min-score</code> and <code>--min-sharpness</code>."
     return (
-        '<h2>Faces to doubt</h2><p class="soft">The first to look at when something seems wrong. '
-        "Bounds for them are set with <code>--min-score</code> and <code>--min-sharpness</code>.</p>"
-        '<div class="pair">'
-        + _block(f"Lowest detection score, {len(found.lowest_score)} faces", _grid(low, thumbnails, few=True))
-        + _block(f"Least sharp, {len(found.least_sharp)} faces", _grid(blurred, thumbnails, few=True))
-        + "</div>"
+        f'<h2>Faces to doubt</h2><p class="soft">The first to look at when something seems wrong.{bounds}</p>'
+        f'<div class="pair">{blocks}</div>'
     )
 
 
@@ -149,15 +159,29 @@ def _measures(found: Survey) -> str:
     return f'<h2>What the faces are like</h2><p class="soft">{note}</p><div class="figures">{"".join(charts)}</div>'
 
 
-def _labels(found: Survey) -> str:
+def _labels(found: Survey, summary: Mapping[str, Any]) -> str:
     if not found.labels:
         return ""
     total = found.labels.total()
+    classes: Mapping[str, Mapping[str, int]] = summary.get("classes", {})
+    head = "".join(f"<th>{escape(split)}</th>" for split in classes)
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{count:,}</td><td>{figures.share(count, total)}</td></tr>"
+        f"<tr><th>{escape(name)}</th><td>{count:,}</td><td>{figures.share(count, total)}</td>"
+        + "".join(f"<td>{of_split.get(name, 0):,}</td>" for of_split in classes.values())
+        + "</tr>"
         for name, count in found.labels.most_common()
     )
-    return f"<h2>Expressions</h2><p>{_plural(total, 'face')} carry a label.</p><table>{rows}</table>"
+    told = f"<p>{_plural(total, 'face')} carry a label.{_leaks(summary.get('leaks'))}</p>"
+    return f"<h2>Expressions</h2>{told}<table><tr><th></th><th>faces</th><th></th>{head}</tr>{rows}</table>"
+
+
+def _leaks(leaks: Mapping[str, int] | None) -> str:
+    if not leaks or not leaks["near_groups"]:
+        return ""
+    return (
+        f" As published, {leaks['exact_groups']:,} groups of identical pictures ({leaks['exact_images']:,} images) lie "
+        f"in several splits, {leaks['near_groups']:,} with those almost identical ({leaks['near_images']:,} images)."
+    )
 
 
 def _failures(found: Survey, summary: Mapping[str, Any], out: str, sources: tuple[str, ...]) -> str:

@@ -98,7 +98,10 @@ class Pick:
     key: str
     face_index: int
     score: float = field(compare=False)
+    """nan where no detector looked."""
     sharpness: float = field(compare=False)
+    label: str = field(compare=False)
+    """Name of its class; empty where it has none."""
     part: str = field(compare=False)
     row: int = field(compare=False)
 
@@ -200,7 +203,9 @@ def _read_ledger(out: str, found: Survey) -> _Groups:
             examples = found.failures.setdefault(row["reason"], [])
             if len(examples) < FAILURE_EXAMPLES:
                 examples.append((row["key"], row["detail"] or ""))
-        hashed = np.flatnonzero(pc.is_valid(table["phash"]).to_numpy())
+        # What an import dropped is in no split any more.
+        dropped = pc.starts_with(pc.fill_null(table["detail"], ""), "dropped: ").to_numpy()
+        hashed = np.flatnonzero(pc.is_valid(table["phash"]).to_numpy() & ~dropped)
         table = table.take(hashed)
         hashes.append(near_duplicates.parse_hashes(table["phash"].to_pylist()))
         splits.append(pc.index_in(table["split"], pa.array(SPLITS)).to_numpy().astype(np.int8))
@@ -260,10 +265,11 @@ def _read_faces(out: str, found: Survey, wanted: list[str]) -> dict[str, Pick]:
             for entry in pc.value_counts(batch["label"].drop_null()).to_pylist():
                 found.labels[names[entry["values"]]] += entry["counts"]
 
-            faces = _Batch(part, start, batch, numbers["score"], numbers["sharpness"])
+            faces = _Batch(part, start, batch, names, numbers["score"], numbers["sharpness"])
             faces.keep_smallest(found.lowest_score, faces.score, DOUBTED_FACES)
             faces.keep_smallest(found.least_sharp, faces.sharpness, DOUBTED_FACES)
-            draw, band = faces.draw(), np.nan_to_num(faces.score // _SCORE_BAND, nan=-1.0)
+            draw, by_class = faces.draw(), -2.0 - _numbers(pc.fill_null(batch["label"], -1))
+            band = np.where(np.isnan(faces.score), by_class, faces.score // _SCORE_BAND)
             for number in np.unique(band):
                 ranks = np.where(band == number, draw, np.nan)
                 faces.keep_smallest(bands.setdefault(int(number), []), ranks, CONTACT_FACES)
@@ -271,7 +277,8 @@ def _read_faces(out: str, found: Survey, wanted: list[str]) -> dict[str, Pick]:
                 pick = faces.pick(int(row), 0.0)
                 of_photo[pick.key] = min(pick, of_photo.get(pick.key, pick))
     found.contact = sorted(
-        _in_turn([bands[n] for n in sorted(bands)], CONTACT_FACES), key=lambda pick: (-pick.score, pick)
+        _in_turn([bands[n] for n in sorted(bands)], CONTACT_FACES),
+        key=lambda pick: (0.0 if math.isnan(pick.score) else -pick.score, pick.label, pick),
     )
     return of_photo
 
@@ -291,6 +298,7 @@ class _Batch:
     part: str
     start: int
     columns: pa.RecordBatch
+    names: list[str]
     score: NDArray[np.float64]
     sharpness: NDArray[np.float64]
 
@@ -308,7 +316,10 @@ class _Batch:
 
     def pick(self, row: int, rank: float) -> Pick:
         key, index = self.columns["key"][row].as_py(), self.columns["face_index"][row].as_py()
-        return Pick(rank, key, index, float(self.score[row]), float(self.sharpness[row]), self.part, self.start + row)
+        label = self.columns["label"][row].as_py()
+        name = "" if label is None else self.names[label]
+        values = float(self.score[row]), float(self.sharpness[row]), name
+        return Pick(rank, key, index, *values, self.part, self.start + row)
 
 
 def _numbers(column: pa.Array) -> NDArray[np.float64]:

@@ -47,7 +47,8 @@ _NMS_IOU = 0.3
 _STRIDES = (8, 16, 32)
 _ALIGN_PX = max(_STRIDES)
 
-# This bounds what the network takes: 30 to 80 MB for a megapixel of a tile. With 1536 px a worker passed 400 MB at 24 MP.
+# This bounds what the network takes: 30 to 80 MB for a megapixel of a tile. With 1536 px a worker passed 400 MB at
+# 24 MP.
 # Neighbours share _OVERLAP_PX, so that a face too small for the coarser level is whole in at least one tile.
 _TILE_PX = 1024
 _OVERLAP_PX = 192

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.crop_faces import build_parser
+from workflows import crop_faces, import_labels
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,22 +15,26 @@ COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.S)
     for line in block.splitlines()
-    if line.startswith("just crop-faces")
+    if line.startswith(("just crop-faces", "just import-labels"))
 ]
+PARSERS = {"crop-faces": crop_faces.build_parser, "import-labels": import_labels.build_parser}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_readme_parses(command):
-    build_parser().parse_args(shlex.split(command)[2:])
+    _, name, *arguments = shlex.split(command)
+    PARSERS[name]().parse_args(arguments)
 
 
-def test_every_flag_of_crop_faces_is_in_the_readme_and_no_other():
-    flags = {flag for action in build_parser()._actions for flag in action.option_strings if flag.startswith("--")}
+def test_every_flag_is_in_the_readme_and_no_other():
+    actions = [action for build in PARSERS.values() for action in build()._actions]
+    flags = {flag for action in actions for flag in action.option_strings if flag.startswith("--")}
     assert flags - {"--help"} == set(re.findall(r"--[a-z][a-z-]+", README))
 
 
-def test_every_flag_has_a_help_text():
-    assert [action.dest for action in build_parser()._actions if not action.help] == []
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_flag_has_a_help_text(name):
+    assert [action.dest for action in PARSERS[name]()._actions if not action.help] == []
 
 
 def test_every_recipe_in_the_documents_exists():
