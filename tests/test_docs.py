@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows import crop_faces, import_labels
+from workflows import crop_faces, evaluate, import_labels
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,9 +15,13 @@ COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.S)
     for line in block.splitlines()
-    if line.startswith(("just crop-faces", "just import-labels"))
+    if line.startswith(("just crop-faces", "just import-labels", "just evaluate"))
 ]
-PARSERS = {"crop-faces": crop_faces.build_parser, "import-labels": import_labels.build_parser}
+PARSERS = {
+    "crop-faces": crop_faces.build_parser,
+    "import-labels": import_labels.build_parser,
+    "evaluate": evaluate.build_parser,
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

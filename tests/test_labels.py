@@ -23,6 +23,10 @@ def test_other_spellings_mean_the_same_class():
     assert labels.FER_2013.id_of("angry") == labels.FER_2013.id_of(" ANGER ") == 0
 
 
+def test_a_class_whose_own_name_is_an_alias_elsewhere_is_found():
+    assert labels.LabelSet("mine", ("happy", "angry")).id_of("Angry") == 1
+
+
 def test_what_does_not_exist_is_refused_by_name():
     with pytest.raises(UnknownLabelError, match="'contempt' is no class of fer2013: it has anger, disgust"):
         labels.FER_2013.id_of("contempt")
