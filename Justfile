@@ -23,6 +23,12 @@ crop-faces *ARGS: (_install "yunet,s3")
 import-labels *ARGS: (_install "yunet,s3")
     @{{ python }} -m workflows.import_labels "$@"
 
+# Train an expression model on a DATASET by a recipe, on Ray workers here or on a cluster
+[group('jobs')]
+[no-cd]
+train *ARGS: (_install "train")
+    @{{ python }} -m workflows.train_expressions "$@"
+
 # Score one or several MODELs on the labelled faces of DATASET, side by side, with a report
 [group('jobs')]
 [no-cd]
@@ -61,6 +67,12 @@ bench-detector *ARGS: (_install "dev")
 [no-cd]
 bench-crop *ARGS: (_install "dev")
     @PYTHONPATH={{ here }} {{ python }} -m benchmarks.crop "$@"
+
+# Images per second of the training loop, against the same model stepped from memory and against Keras fit
+[group('benchmarks')]
+[no-cd]
+bench-train *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.train "$@"
 
 # Write the lock file anew from pyproject.toml
 [group('development')]

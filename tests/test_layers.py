@@ -18,8 +18,18 @@ MAY_IMPORT = {
     "infer": {"schemas", "dataset_tools", "infer"},
     "workflows": set(PACKAGES),
 }
-ENGINES = {"dask": {"workflows/dask_engine.py"}, "distributed": {"workflows/dask_engine.py"}}
-COMMANDS = [f"workflows.{path.stem}" for path in sorted((ROOT / "workflows").glob("*.py")) if path.stem != "__init__"]
+ENGINES = {
+    "dask": {"workflows/dask_engine.py"},
+    "distributed": {"workflows/dask_engine.py"},
+    "ray": {"workflows/ray_engine.py"},
+}
+# The modules that import TensorFlow when a training run starts; everything else in workflows/ may be asked for --help.
+RUNS_OF_TRAINING = {"ray_engine", "train_run"}
+COMMANDS = [
+    f"workflows.{path.stem}"
+    for path in sorted((ROOT / "workflows").glob("*.py"))
+    if path.stem not in {"__init__", *RUNS_OF_TRAINING}
+]
 
 
 def imports() -> Iterator[tuple[str, str]]:

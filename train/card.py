@@ -1,0 +1,79 @@
+"""The model card: what a model is, what it was trained on and how, what it reaches and where it must not be trusted."""
+
+from typing import Any
+
+from schemas.model import ModelSpec
+from train.export import Agreement
+from train.recipes_io import About, Recipe, flat
+
+
+def model_card(
+    spec: ModelSpec,
+    recipe: Recipe,
+    about: About,
+    figures: dict[str, Any],
+    counts: dict[str, int],
+    agreement: Agreement,
+    parameters: int,
+    command: str,
+) -> str:
+    """README.md as text. figures: metrics.json. counts: training faces by class name. parameters: of the network."""
+    changed = {key: one for key, one in flat(recipe.to_dict()).items() if one != flat(Recipe().to_dict())[key]}
+    lines = [
+        "---",
+        "library_name: keras",
+        "pipeline_tag: image-classification",
+        "tags: [facial-expression]",
+        "---",
+        "",
+        f"# {about.title or spec.architecture} ({spec.label_set})",
+        "",
+        f"`{spec.architecture}`, {parameters:,} parameters, for {len(spec.label_names)} expressions: "
+        f"{', '.join(spec.label_names)}. Input: faces of {spec.input_px} × {spec.input_px} px, "
+        f"{'grey' if spec.colour == 'grey' else 'RGB'}, uint8"
+        + (", histogram-equalised" if spec.equalise else "")
+        + "; scaling is inside the model. Output: logits.",
+        "",
+        "## Figures on the validation split",
+        "",
+        "| faces | accuracy | balanced accuracy | macro F1 | weighted F1 | log loss | ECE |",
+        "|---|---|---|---|---|---|---|",
+        "| {faces:,} | {accuracy:.4f} | {balanced_accuracy:.4f} | {macro_f1:.4f} | {weighted_f1:.4f} | {log_loss:.4f} "
+        "| {ece:.4f} |".format(**figures),
+        "",
+        "| expression | training faces | validation faces | precision | recall | F1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {counts.get(name, 0):,} | {one['support']:,.0f} | {one['precision']:.3f} | {one['recall']:.3f} "
+        f"| {one['f1']:.3f} |"
+        for name, one in figures["per_class"].items()
+    ]
+    lines += [
+        "",
+        "The best epoch was chosen by these faces, and the temperature fitted on them: a test split that training "
+        "never saw says more (`just evaluate`).",
+        "",
+        "## Training",
+        "",
+        f"    {command}",
+        "",
+        f"Data set fingerprint `{spec.dataset_fingerprint}`. Recipe, where it differs from the defaults:",
+        "",
+        *[f"- `{key} = {value!r}`" for key, value in changed.items()],
+        "",
+        "## Files",
+        "",
+        f"`model.keras` is the master (sha256 `{spec.fingerprint}`); `model.onnx` differs from it by at most "
+        f"{agreement.largest_difference:.1e} in a probability on {agreement.faces} validation faces, of which the "
+        f"probabilities spread over {agreement.spread:.2f}. `model.json` says how a crop is prepared; "
+        f"probabilities are softmax(logits / {spec.temperature:.4f}). `history.csv` has a row for each epoch.",
+        "",
+        "## Limits",
+        "",
+        "An expression is what a face shows, not what a person feels. Labels are opinions of annotators; classes with "
+        "few faces are recognised less well, and faces unlike those of the data set perhaps not at all. Crops "
+        "must be cut as in model.json. Not for decisions about people.",
+        "",
+    ]
+    return "\n".join(lines)
