@@ -44,7 +44,7 @@ def upright_jpeg(data: bytes, image: DecodedImage, quality: int = 95) -> bytes:
     return encode(image.pixels, "jpeg", quality)
 
 
-_SOI, _EOI, _SOS, _APP0, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xEF, 0xFE
+_EOI, _SOS, _APP0, _APP14, _APP15, _COM = 0xD9, 0xDA, 0xE0, 0xEE, 0xEF, 0xFE
 _ALONE = {0x01, *range(0xD0, 0xD8)}
 
 

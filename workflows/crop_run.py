@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import os
 import threading
 import time
@@ -27,6 +26,7 @@ from schemas.manifest import Manifest, ManifestError
 from schemas.outcomes import Reason
 from workflows import cli, dask_engine
 from workflows.progress import Progress, duration, size
+from workflows.sums import Effort, add_up, write_summary
 
 _SHARD_IMAGES = 512
 _SHARDS_PER_WORKER = 4
@@ -245,35 +245,16 @@ class _Tally:
 
 def _finish(job: Job, manifest: Manifest, processed: int, wall_s: float) -> dict[str, Any]:
     """Add up, then write the YOLO index, the card and the report; `summary.json` last, as the sign of completeness."""
-    folder, total = job.folder, Counts()
-    done = folder.done()
-    for counts in done.values():
-        total.add(counts)
-    if total.images != manifest.images or total.images != total.ok + total.no_face + total.failed:
-        raise cli.RunError(
-            f"the ledger has {total.images} images and the listing {manifest.images}: repeat the command, "
-            "and report this if it stays"
-        )
-    summary = total.to_dict()
-    earlier = folder.at("summary.json")
-    if processed == 0 and storage.exists(earlier):
-        speed = {name: json.loads(storage.read_bytes(earlier))[name] for name in _SPEED}
-    else:
-        speed = dict(
-            zip(_SPEED, (round(wall_s, 1), job.where.workers, round(processed / max(wall_s, 1e-9), 2)), strict=True)
-        )
-    summary |= speed | {"images_processed": processed}
+    folder = job.folder
+    effort = Effort(processed, wall_s, job.where.workers)
+    summary = add_up(folder, manifest, effort, listed_in="listing")
     if job.yolo.labels != "off":
         yolo.write_index(folder.out, images=job.yolo.images, pose=job.yolo.labels == "pose")
     storage.remove_tree(folder.at("attempts"))
-    storage.remove_partials(folder.out)
-    storage.write_bytes(earlier, json.dumps(summary, indent=2).encode())
+    write_summary(folder, summary)
     cards.write_card(folder.out)
     report.write_report(folder.out)
     return summary
-
-
-_SPEED = ("wall_seconds", "workers", "images_per_second")
 
 
 def _told(summary: dict[str, Any], folder: RunFolder) -> list[str]:

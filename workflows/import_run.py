@@ -40,6 +40,7 @@ from schemas.labels import LabelSet, UnknownLabelError, label_set
 from schemas.manifest import Manifest, ManifestError
 from workflows import cli, import_pool, import_sums
 from workflows.progress import Progress, duration
+from workflows.sums import Effort
 
 _SHARD_IMAGES = 2048
 _DETECTED_IMAGES = 128
@@ -96,7 +97,7 @@ def import_labels(args: argparse.Namespace) -> int:
         table, notes, manifest = _plan(job, args)
         started = time.monotonic()
         processed = _run_shards(job, table, manifest, retry=args.retry_failed)
-        effort = import_sums.Effort(processed, time.monotonic() - started, job.workers)
+        effort = Effort(processed, time.monotonic() - started, job.workers)
         summary = import_sums.finish(job.folder, manifest, effort)
     except (SourceError, FolderError, ManifestError, UnknownLabelError, UnmappedError, DetectorError) as error:
         raise cli.UserError(str(error)) from None

@@ -1,8 +1,6 @@
 """The end of an import-labels run: leaks found and taken out, counts added up, card and report written, and told."""
 
-import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,25 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_tools import cards, leaks, parquet, report, storage
-from dataset_tools.counts import Counts
 from dataset_tools.importers.annotations import DROPPED
 from dataset_tools.importers.shard import LEAK, drop_faces
 from dataset_tools.run_folder import RunFolder
 from schemas.manifest import Manifest
 from schemas.tables import facemill_metadata
-from workflows import cli
 from workflows.progress import duration
-
-_SPEED = ("wall_seconds", "workers", "images_per_second")
-
-
-@dataclass(frozen=True)
-class Effort:
-    """images that were processed now, in wall_s seconds, by this number of workers."""
-
-    images: int
-    wall_s: float
-    workers: int
+from workflows.sums import Effort, add_up, write_summary
 
 
 def finish(folder: RunFolder, manifest: Manifest, effort: Effort) -> dict[str, Any]:
@@ -37,27 +23,11 @@ def finish(folder: RunFolder, manifest: Manifest, effort: Effort) -> dict[str, A
     found = leaks.of_data_set(folder.out, near=drop != "exact", dropped=DROPPED + LEAK)
     if drop is not None:
         _drop(folder, manifest.shards, found)
-    total = Counts()
-    for counts in folder.done().values():
-        total.add(counts)
-    if total.images != manifest.images or total.images != total.ok + total.no_face + total.failed:
-        raise cli.RunError(
-            f"the ledger has {total.images} images and the set {manifest.images}: repeat the command, "
-            "and report this if it stays"
-        )
-    summary = total.to_dict()
-    earlier = folder.at("summary.json")
-    if effort.images == 0 and storage.exists(earlier):
-        speed = {name: json.loads(storage.read_bytes(earlier))[name] for name in _SPEED}
-    else:
-        rate = round(effort.images / max(effort.wall_s, 1e-9), 2)
-        speed = dict(zip(_SPEED, (round(effort.wall_s, 1), effort.workers, rate), strict=True))
-    summary |= speed | {"images_processed": effort.images}
+    summary = add_up(folder, manifest, effort, listed_in="set")
     summary |= {name: manifest.parameters[name] for name in ("format", "label_set")}
     summary |= {"classes": _classes(folder.out)}
     summary |= {"dropped": _dropped(folder.out), "leaks": found.to_dict()}
-    storage.remove_partials(folder.out)
-    storage.write_bytes(earlier, json.dumps(summary, indent=2).encode())
+    write_summary(folder, summary)
     cards.write_card(folder.out)
     report.write_report(folder.out)
     return summary
