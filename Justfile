@@ -35,6 +35,12 @@ train *ARGS: (_install "train")
 evaluate *ARGS: (_install "s3")
     @{{ python }} -m workflows.evaluate "$@"
 
+# Find and score every face of stored image ARCHIVEs offline, on Apache Beam
+[group('jobs')]
+[no-cd]
+score *ARGS: (_install "score,yunet,s3")
+    @{{ python }} -m workflows.score_archive "$@"
+
 # Crop the faces of a small collection of photos that two Python packages ship
 [group('jobs')]
 [no-cd]

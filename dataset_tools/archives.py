@@ -24,7 +24,7 @@ from dataset_tools.zips import read_zip, zip_members
 from schemas.outcomes import Failure, Reason
 
 STREAMED = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open}
-KINDS = ("file", "tar", *STREAMED, "zip", "parquet", "damaged")
+KINDS = ("file", "tar", *STREAMED, "zip", "parquet", "damaged", "archive")
 
 _SUFFIXES = {
     ".tar": "tar",
@@ -50,18 +50,29 @@ def kind_by_name(name: str) -> str | None:
     return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
+def archive_suffix_kinds() -> frozenset[str]:
+    """All that `kind_by_name` may give."""
+    return frozenset(_SUFFIXES.values())
+
+
 def open_archive(url: str, limits: Limits) -> tuple[str, Iterator[Member | str]]:
     """The kind of an archive, by its first bytes, and its members in the order in which they lie in it.
 
     A str among the members says what kind of thing was passed over ("link", "device"). The iterator raises
     DamagedArchiveError where the archive breaks off, and SourceError when a limit is passed.
     """
+    kind = archive_kind(url)
+    members = {"zip": zip_members, "parquet": _parquet_members}.get(kind)
+    return kind, bounded(members(url) if members else _tar_members(url, kind), url, limits)
+
+
+def archive_kind(url: str) -> str:
+    """The kind of an archive by its first bytes. Raises DamagedArchiveError for a file that is none."""
     start = storage.read_bytes(url, 0, 512)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "tar")
     if kind == "tar" and start[257:262] != b"ustar" and kind_by_name(url) not in ("tar", None):
         raise DamagedArchiveError(f"{storage.redact(url)} is no archive: its first bytes are of no known kind")
-    members = {"zip": zip_members, "parquet": _parquet_members}.get(kind)
-    return kind, _bounded(members(url) if members else _tar_members(url, kind), url, limits)
+    return kind
 
 
 def read_members(refs: Sequence[ImageRef], limits: Limits) -> Iterator[bytes | Failure]:
@@ -77,11 +88,17 @@ def read_members(refs: Sequence[ImageRef], limits: Limits) -> Iterator[bytes | F
     elif kind == "parquet":
         yield from _read_rows(refs, limits)
     else:
-        with _open_tar(refs[0].container, kind) as file:
+        with open_tar(refs[0].container, kind) as file:
             yield from _read_places(file, refs, read_zip if kind == "zip" else _read_tar, limits)
 
 
-def _bounded(members: Iterator[Member | str], url: str, limits: Limits) -> Iterator[Member | str]:
+def read_member(file: IO[bytes], ref: ImageRef, limits: Limits) -> bytes | Failure:
+    """The bytes of one member of a tar that is open."""
+    return next(_read_places(file, [ref], _read_tar, limits))
+
+
+def bounded(members: Iterator[Member | str], url: str, limits: Limits) -> Iterator[Member | str]:
+    """The same members. Raises SourceError where they are more, or declare more bytes, than one archive may."""
     total = 0
     for count, member in enumerate(members, start=1):
         if count > limits.max_members:
@@ -132,7 +149,7 @@ def _is_of_the_store(error: Exception) -> bool:
 
 
 @contextmanager
-def _open_tar(url: str, kind: str) -> Iterator[IO[bytes]]:
+def open_tar(url: str, kind: str) -> Iterator[IO[bytes]]:
     """The bytes of a tar (or of any file) as they are unpacked; seeking forwards in a compressed one reads on."""
     with ExitStack() as stack:
         block_bytes = 8 * 2**20 if kind in STREAMED else 256 * 1024
@@ -156,27 +173,32 @@ class _Headers:
 
 
 def _tar_members(url: str, kind: str) -> Iterator[Member | str]:
-    with _open_tar(url, kind) as file:
-        try:
-            headers = _Headers(file)
-            with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
-                while (info := tar.next()) is not None:
-                    tar.members.clear()  # they would all be kept
-                    if info.size < 0:  # it would lead the walk backwards
-                        raise tarfile.ReadError("a member of negative size")
-                    if info.issparse():
-                        yield Member(_clean(info.name), None, info.size)
-                    elif info.isreg():
-                        yield Member(_clean(info.name), info.offset_data, info.size)
-                    elif not info.isdir():
-                        yield "link" if info.islnk() or info.issym() else "device"
-            # tarfile takes a damaged header for the end of the archive.
-            if headers.last.strip(b"\0"):
-                raise tarfile.ReadError("it breaks off, or a header is damaged")
-        except (tarfile.TarError, *_STREAM_ERRORS, OverflowError, ValueError) as error:
-            if _is_of_the_store(error):
-                raise
-            raise DamagedArchiveError(f"{storage.redact(url)} is damaged: {short(error)}") from None
+    with open_tar(url, kind) as file:
+        yield from walk_tar(file, url)
+
+
+def walk_tar(file: IO[bytes], url: str) -> Iterator[Member | str]:
+    """The members of an open tar, as `open_archive` gives them. Whoever takes one may read it from the file at once."""
+    try:
+        headers = _Headers(file)
+        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # they would all be kept
+                if info.size < 0:  # it would lead the walk backwards
+                    raise tarfile.ReadError("a member of negative size")
+                if info.issparse():
+                    yield Member(_clean(info.name), None, info.size)
+                elif info.isreg():
+                    yield Member(_clean(info.name), info.offset_data, info.size)
+                elif not info.isdir():
+                    yield "link" if info.islnk() or info.issym() else "device"
+        # tarfile takes a damaged header for the end of the archive.
+        if headers.last.strip(b"\0"):
+            raise tarfile.ReadError("it breaks off, or a header is damaged")
+    except (tarfile.TarError, *_STREAM_ERRORS, OverflowError, ValueError) as error:
+        if _is_of_the_store(error):
+            raise
+        raise DamagedArchiveError(f"{storage.redact(url)} is damaged: {short(error)}") from None
 
 
 def _clean(name: str) -> str:

@@ -50,15 +50,22 @@ def process_image(key: str, data: bytes | Failure, detector: Detector, recipe: R
     started = time.perf_counter()
     if isinstance(data, Failure):
         return failed(key, data)
+    found = find_faces(data, detector, recipe)
+    if isinstance(found, Failure):
+        return failed(key, found, data, time.perf_counter() - started)
+    image, faces = found
+    return _result(key, data, image, faces, recipe, started)
+
+
+def find_faces(data: bytes, detector: Detector, recipe: Recipe) -> tuple[images.DecodedImage, list[Face]] | Failure:
+    """The decoded picture and its faces of at least the smallest size, in the detector's order; or what went wrong."""
     image = images.decode(data, recipe.limits)
     if isinstance(image, Failure):
-        return failed(key, image, data, time.perf_counter() - started)
+        return image
     try:
-        found = [face for face in detector(image.pixels) if _longer_side(face) >= recipe.detector.min_face_px]
+        return image, [face for face in detector(image.pixels) if _longer_side(face) >= recipe.detector.min_face_px]
     except Exception as error:  # whatever a runtime raises on one image must not cost the other images of the shard
-        failure = Failure(Reason.DETECTOR_CRASH, f"the detector raised {type(error).__name__}")
-        return failed(key, failure, data, time.perf_counter() - started)
-    return _result(key, data, image, found, recipe, started)
+        return Failure(Reason.DETECTOR_CRASH, f"the detector raised {type(error).__name__}")
 
 
 def failed(key: str, failure: Failure, data: bytes | None = None, seconds: float = 0.0) -> ImageResult:

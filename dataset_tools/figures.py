@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import IO
 
 from PIL import Image
 
@@ -88,11 +89,17 @@ def histogram(of: Histogram, title: str, note: str, unit: str = "", digits: int 
 
 def thumbnail(pick: Pick, crop: bytes) -> str:
     """A crop as a small JPEG in a data: URI; a grey square where it cannot be read."""
-    title = escape(f"{pick.key} · face {pick.face_index} · score {pick.score:.3f} · sharpness {pick.sharpness:.0f}")
+    title = f"{pick.key} · face {pick.face_index} · score {pick.score:.3f} · sharpness {pick.sharpness:.0f}"
+    return picture(io.BytesIO(crop), f"face, score {pick.score:.2f}", title)
+
+
+def picture(file: IO[bytes], alt: str, title: str) -> str:
+    """An <img> with its data; a grey square where the file is no picture."""
+    title = escape(title)
     try:
-        with Image.open(io.BytesIO(crop)) as picture:
-            picture.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
-            small = picture.convert("RGB")
+        with Image.open(file) as opened:
+            opened.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+            small = opened.convert("RGB")
     except OSError:
         return f'<span class="lost" title="{title}"></span>'
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
@@ -101,7 +108,7 @@ def thumbnail(pick: Pick, crop: bytes) -> str:
     encoded = base64.b64encode(data.getvalue()).decode()
     return (
         f'<img src="data:image/jpeg;base64,{encoded}" width="{small.width}" height="{small.height}" '
-        f'alt="face, score {pick.score:.2f}" title="{title}" decoding="async">'
+        f'alt="{escape(alt)}" title="{title}" decoding="async">'
     )
 
 

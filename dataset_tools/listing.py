@@ -29,9 +29,10 @@ class ImageRef:
     """Where the bytes of one image lie; small, and picklable.
 
     key: its name in every table: the file's URI, ARCHIVE#MEMBER or FILE.parquet#ROW; unique in a listing. container:
-    the file to open, the key itself for a plain file. kind: how to open it, of KINDS. offset: of the data in a tar
-    (unpacked, for a compressed one), of the local header in a zip, the row in a Parquet file. size: bytes of the image
-    file as declared, None where only reading tells. packed and crc32: of a zip's member, deflated size and checksum.
+    the file to open, the key itself for a plain file. kind: how to open it, of KINDS; "archive" is a whole one that was
+    not gone through. offset: of the data in a tar (unpacked, for a compressed one), of the local header in a zip, the
+    row in a Parquet file. size: bytes of the image file as declared, None where only reading tells. packed and crc32:
+    of a zip's member, deflated size and checksum.
     """
 
     key: str
@@ -65,6 +66,9 @@ TABLE = pa.schema(
     ]
 )
 
+_GROUP_ROWS = 16384
+"""Of the listing on the store: a worker that wants some rows reads no more than it must."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -86,9 +90,7 @@ class Listing:
 
     def refs(self, start: int = 0, stop: int | None = None) -> list[ImageRef]:
         """The images from row `start` to before row `stop`."""
-        rows = self.table.slice(start, None if stop is None else max(0, stop - start))
-        columns = [rows[name].to_pylist() for name in TABLE.names]
-        return [ImageRef(key, container or key, *rest) for key, container, *rest in zip(*columns, strict=True)]
+        return _refs(self.table.slice(start, None if stop is None else max(0, stop - start)))
 
     def fingerprint(self) -> str:
         """sha256 over keys and sizes, and the sizes of the archives: the same images, the same digits."""
@@ -104,7 +106,7 @@ class Listing:
         told = {"ignored": self.ignored, "archives": self.archives}
         with storage.open_write(url) as file:
             table = self.table.replace_schema_metadata({"facemill": json.dumps(told)})
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", row_group_size=_GROUP_ROWS)
 
     @classmethod
     def from_parquet(cls, url: str) -> "Listing":
@@ -115,6 +117,19 @@ class Listing:
         if table.schema.names != TABLE.names:
             raise SourceError(f"{storage.redact(url)} is not a listing that this program wrote")
         return cls(table.replace_schema_metadata(None).cast(TABLE), told["ignored"], told["archives"])
+
+
+def read_refs(url: str, start: int, stop: int) -> list[ImageRef]:
+    """The images from row `start` to before row `stop` of a listing on the store, reading only what holds them."""
+    groups = list(range(start // _GROUP_ROWS, -(-stop // _GROUP_ROWS)))
+    with storage.open_read(url) as file:
+        table = pq.ParquetFile(file).read_row_groups(groups)
+    return _refs(table.slice(start - groups[0] * _GROUP_ROWS, stop - start))
+
+
+def _refs(rows: pa.Table) -> list[ImageRef]:
+    columns = [rows[name].to_pylist() for name in TABLE.names]
+    return [ImageRef(key, container or key, *rest) for key, container, *rest in zip(*columns, strict=True)]
 
 
 def short(error: Exception) -> str:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset_tools import storage
+from dataset_tools.archives import STREAMED
 from dataset_tools.counts import Counts
+from dataset_tools.listing import Listing
 from schemas.manifest import Manifest, differences
 
-_FOLDERS = ("data", "ledger", "done", "yolo", "attempts")
+_FOLDERS = ("data", "ledger", "predictions", "failures", "samples", "done", "yolo", "attempts")
 _FILES = ("summary.json", "README.md", "report.html", "listing.parquet", "manifest.json")
 _MOST_STREAMS = 8
 
@@ -70,6 +72,14 @@ def refuse_difference(before: Manifest, now: dict[str, object], sources: tuple[s
             f"{out} holds a run with other parameters ({'; '.join(changes[:3])}{more}): "
             "choose another --out, or start anew with --overwrite"
         )
+
+
+def listing_starts(listing: Listing, shard_images: int) -> list[int]:
+    """`shard_starts` of a listing: a whole archive is a shard of its own."""
+    containers = listing.table["container"].combine_chunks().indices.fill_null(-1).to_numpy()
+    kinds = listing.table["kind"].combine_chunks()
+    apart = [code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*STREAMED, "archive")]
+    return shard_starts(containers, np.isin(kinds.indices.to_numpy(), apart), shard_images)
 
 
 def shard_starts(containers: NDArray[np.int32], streamed: NDArray[np.bool_], shard_images: int) -> list[int]:

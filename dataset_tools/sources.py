@@ -8,7 +8,7 @@ import itertools
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -26,18 +26,20 @@ __all__ = ["ImageRef", "Listing", "SourceError", "list_images", "read_images"]
 # --- Listing ----------------------------------------------------------------------------------------------------------
 
 
-def list_images(source: str | Sequence[str], limits: Limits) -> Listing:
+def list_images(source: str | Sequence[str], limits: Limits, whole: Collection[str] = ()) -> Listing:
     """List the images of one or several sources, sorted by file, members in the order of their archive.
 
     A source is a folder (at any depth; archives in it are gone through too), a file, a glob, a `.txt` or `.list` with a
     path or URL a line (relative to the list), a tar (also .gz, .bz2, .xz), a zip, a Parquet file with a column of
     images, or a URL of any of these. An archive that breaks off gives what it has and one image of kind "damaged",
-    which fails when read. Raises SourceError when there is nothing, and StorageError when a folder or store refuses.
+    which fails when read. whole: kinds of archives that are not gone through, by their names: each is one row of kind
+    "archive", for `streaming.stream_archive`. Raises SourceError when there is nothing, and StorageError when a folder
+    or store refuses.
     """
     sources = [source] if isinstance(source, str) else list(source)
     if not sources:
         raise SourceError("no source was named: give a folder, a glob, a list file, an archive or a URL")
-    listed = _Rows(limits)
+    listed = _Rows(limits, whole)
     for name in sorted({storage.normalize(name) for name in sources}):
         _list_source(name, listed)
     listing = listed.finish()
@@ -125,12 +127,23 @@ def _size_if_there(name: str) -> int | None:
         return None
 
 
+def passed_over_member(kind: str, name: str) -> str | None:
+    """What a member that is no image counts as, None for one that is; kind: of its archive."""
+    if kind == "parquet":
+        return None
+    return "nested archive" if kind_by_name(name) else passed_over(name)
+
+
+def member_key(container: str, name: str) -> str:
+    return f"{storage.redact(container)}#{name}"
+
+
 class _Rows:
     """The listing while it grows: chunks of Arrow, since a million Python objects would weigh a gigabyte."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, whole: Collection[str]) -> None:
         self.ignored: Counter[str] = Counter()
-        self._limits = limits
+        self._limits, self._whole = limits, whole
         self._archives: dict[str, int] = {}
         self._rows: list[tuple] = []
         self._batches: list[pa.RecordBatch] = []
@@ -147,6 +160,9 @@ class _Rows:
         if container in self._archives:
             return
         self._archives[container] = size or 0
+        if kind_by_name(url) in self._whole:
+            self._add(storage.redact(container), container, "archive", None, size, None, None)
+            return
         before = len(self)
         try:
             kind, members = open_archive(url, self._limits)
@@ -166,12 +182,10 @@ class _Rows:
         if isinstance(member, str):
             self.ignored[member] += 1
             return
-        if kind != "parquet":
-            passed = "nested archive" if kind_by_name(member.name) else passed_over(member.name)
-            if passed is not None:
-                self.ignored[passed] += 1
-                return
-        self._add(f"{storage.redact(container)}#{member.name}", container, kind, *member[1:])
+        if (passed := passed_over_member(kind, member.name)) is not None:
+            self.ignored[passed] += 1
+            return
+        self._add(member_key(container, member.name), container, kind, *member[1:])
 
     def _add(self, key: str, *values: object) -> None:
         self._rows.append((key, *values))
@@ -213,7 +227,7 @@ def _unique(table: pa.Table, repeated: set[int]) -> tuple[pa.Table, int]:
     for row, (key, kind) in enumerate(zip(table["key"].to_pylist(), table["kind"].to_pylist(), strict=True)):
         if hash(key) in repeated:
             seen[key] += 1
-            if seen[key] > 1 and kind in ("file", "damaged"):
+            if seen[key] > 1 and kind in ("file", "damaged", "archive"):
                 continue
             taken.add(key)
         keys.append(key)
@@ -237,8 +251,8 @@ def _unique(table: pa.Table, repeated: set[int]) -> tuple[pa.Table, int]:
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-_TRIES = 3
-_PAUSES_S = (0.2, 1.0)
+TRIES = 3
+PAUSES_S = (0.2, 1.0)
 
 
 def read_images(refs: Sequence[ImageRef], limits: Limits) -> Iterator[tuple[ImageRef, bytes | Failure]]:
@@ -258,12 +272,12 @@ def read_images(refs: Sequence[ImageRef], limits: Limits) -> Iterator[tuple[Imag
 def _read_file(ref: ImageRef, limits: Limits) -> bytes | Failure:
     if ref.size is not None and ref.size > limits.max_image_bytes:
         return Failure(Reason.TOO_LARGE, f"{ref.size} bytes, over {limits.max_image_bytes}")
-    for pause_s in (*_PAUSES_S[: _TRIES - 1], None):
+    for pause_s in (*PAUSES_S[: TRIES - 1], None):
         try:
             data = storage.read_bytes(ref.container, 0, limits.max_image_bytes + 1)
         except OSError as error:
-            if pause_s is None or _is_final(error):
-                return _unreadable(error)
+            if pause_s is None or is_final(error):
+                return unreadable(error)
             time.sleep(pause_s)
         else:
             if len(data) > limits.max_image_bytes:
@@ -273,32 +287,32 @@ def _read_file(ref: ImageRef, limits: Limits) -> bytes | Failure:
 
 
 def _read_group(refs: Sequence[ImageRef], limits: Limits) -> Iterator[tuple[ImageRef, bytes | Failure]]:
-    done, tries, patience = 0, 0, _TRIES
+    done, tries, patience = 0, 0, TRIES
     while done < len(refs):
         try:
             for data in read_members(refs[done:], limits):
                 yield refs[done], data
-                done, tries, patience = done + 1, 0, _TRIES
+                done, tries, patience = done + 1, 0, TRIES
         except OSError as error:
             tries += 1
-            if _is_final(error):
-                yield from ((ref, _unreadable(error)) for ref in refs[done:])
+            if is_final(error):
+                yield from ((ref, unreadable(error)) for ref in refs[done:])
                 return
             if tries < patience:
-                time.sleep(_PAUSES_S[tries - 1])
+                time.sleep(PAUSES_S[tries - 1])
                 continue
             # Given up on this one; the next gets a single try, or a dead store would cost a second for each member.
-            yield refs[done], _unreadable(error)
+            yield refs[done], unreadable(error)
             done, tries, patience = done + 1, 0, 1
 
 
-def _is_final(error: OSError) -> bool:
+def is_final(error: OSError) -> bool:
     """Trying again will not help: not there, no right, not a file."""
     cause = error.__cause__ or error
     return isinstance(error, FileNotFoundError) or isinstance(cause, PermissionError | IsADirectoryError)
 
 
-def _unreadable(error: OSError) -> Failure:
+def unreadable(error: OSError) -> Failure:
     """The detail names no path: it would stand in every row, and in tables that others get."""
     if isinstance(error, FileNotFoundError):
         return Failure(Reason.UNREADABLE, "the file does not exist")

@@ -30,6 +30,8 @@ class Reason(StrEnum):
     """The decoder failed in some other way; the detail says how."""
     DETECTOR_CRASH = "detector_crash"
     """The process that worked on this image died each time, or the detector raised."""
+    MODEL_ERROR = "model_error"
+    """The network failed on this face, also alone, or gave something that is no number."""
 
 
 @dataclass(frozen=True)

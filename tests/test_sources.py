@@ -711,7 +711,7 @@ print(peak() - before)
 @pytest.fixture
 def failing(monkeypatch):
     """Make reads of names that contain a word fail that many times; gives the list of what was asked for."""
-    monkeypatch.setattr(sources, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(sources, "PAUSES_S", (0.0, 0.0))
     asked, left = [], {}
 
     def fail(word, times, error=None):

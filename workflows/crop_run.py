@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from dataset_tools import cards, parquet, report, sources, storage, yolo
-from dataset_tools.archives import STREAMED
 from dataset_tools.counts import Counts
 from dataset_tools.detection import DetectorError, load_detector
 from dataset_tools.estimate import estimate
 from dataset_tools.faces import Recipe
-from dataset_tools.run_folder import FolderError, RunFolder, refuse_difference, shard_starts
+from dataset_tools.run_folder import FolderError, RunFolder, listing_starts, refuse_difference
 from dataset_tools.shards import ShardTask, YoloOptions
 from schemas.labels import UnknownLabelError, label_set
 from schemas.manifest import Manifest, ManifestError
 from schemas.outcomes import Reason
 from workflows import cli, dask_engine
+from workflows.places import places
 from workflows.progress import Progress, duration, size
 from workflows.sums import Effort, add_up, write_summary
 
@@ -69,11 +67,7 @@ def crop_faces(args: argparse.Namespace, recipe: Recipe) -> int:
 
 
 def _job(args: argparse.Namespace, recipe: Recipe) -> Job:
-    named = tuple(storage.normalize(source) for source in args.source)
-    out = storage.normalize(args.out) if args.out else storage.normalize(f"{_stem(named[0])}-faces")
-    for source in named:
-        if out == source or out.startswith(f"{source}/"):
-            raise cli.UserError(f"OUT {out} lies inside SOURCE {source}: choose an --out beside it")
+    named, out = places(args.source, args.out, "faces")
     images = args.yolo_images or ("copy" if storage.is_local(out) else "none")
     parameters: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -126,7 +120,7 @@ def _plan(job: Job, args: argparse.Namespace) -> tuple[sources.Listing, Manifest
         bytes=listing.total_bytes,
         ignored=dict(listing.ignored),
         listing_fingerprint=listing.fingerprint(),
-        shards=len(_starts(listing, images)) - 1,
+        shards=len(listing_starts(listing, images)) - 1,
         shard_images=images,
         parameters=job.parameters,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -145,18 +139,11 @@ def _shard_images(images: int, where: dask_engine.Where) -> int:
     return min(_SHARD_IMAGES, max(1, -(-images // (_SHARDS_PER_WORKER * workers))))
 
 
-def _starts(listing: sources.Listing, shard_images: int) -> list[int]:
-    containers = listing.table["container"].combine_chunks().indices.fill_null(-1).to_numpy()
-    kinds = listing.table["kind"].combine_chunks()
-    streamed = [code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in STREAMED]
-    return shard_starts(containers, np.isin(kinds.indices.to_numpy(), streamed), shard_images)
-
-
 def _run_shards(job: Job, listing: sources.Listing, manifest: Manifest, retry: str | None) -> int:
     """Run what is not done; returns the number of images that were processed now."""
     done = job.folder.done()
     again = _to_retry(job.folder, retry, done)
-    starts = _starts(listing, manifest.shard_images)
+    starts = listing_starts(listing, manifest.shard_images)
     waiting = [shard for shard in range(manifest.shards) if shard not in done or shard in again]
     if not waiting:
         return 0
@@ -298,11 +285,3 @@ def _dry_run(job: Job, *, as_json: bool) -> int:
     }
     cli.result(lines, result, as_json=as_json)
     return 0
-
-
-def _stem(source: str) -> str:
-    """What a default OUT is named after: `bucket` for `gs://a/bucket/*.jpg`, `photos` for `photos.tar.gz`."""
-    parts = [part for part in source.split("/") if part and not any(sign in part for sign in "*?[")]
-    name = parts[-1] if parts else "images"
-    stem = name.split(".")[0] if "." in name[1:] else name
-    return stem or "images"

