@@ -162,7 +162,7 @@ def _expressions(summary: Mapping[str, Any], spec: ModelSpec, found: _Found) -> 
         share = figures.share(count, total)
         rows += f"<tr><th>{escape(name)}</th><td>{count:,}</td><td>{share}</td><td>{mean}</td></tr>"
     note = "By the most probable class of each face. What a face shows, not what a person feels."
-    head = "<tr><th></th><th>faces</th><th></th><th>mean confidence</th></tr>"
+    head = "<tr><th></th><td>faces</td><td>share</td><td>mean confidence</td></tr>"
     return f'<h2>Expressions</h2><p class="soft">{note}</p><table>{head}{rows}</table>'
 
 

@@ -180,8 +180,7 @@ def _workers(job: Job) -> int:
 def _run(job: Job, listing: sources.Listing, manifest: Manifest) -> dict[str, int]:
     """Run the job on what is not done, again after each death of a worker here; returns Beam's counters."""
     starts = listing_starts(listing, manifest.shard_images)
-    segment = _SEGMENT_IMAGES if _archives(listing) else manifest.shard_images
-    scoring = Scoring(job.folder.out, job.model, job.runtime, job.source, segment)
+    scoring = Scoring(job.folder.out, job.model, job.runtime, job.source, _SEGMENT_IMAGES)
     counters: dict[str, int] = {}
     watched = _Watch(job, manifest, whole=bool(_archives(listing)))
     if watched.done:
