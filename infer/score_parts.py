@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,26 @@ SAMPLES = pa.schema(
     ]
 )
 """Faces as the network saw them, for the report: of each segment the surest of each class and the least sure."""
+_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class _Sample:
+    face: FoundFace
+    expression: str
+    confidence: float
+    pixels: NDArray[np.uint8]
+
+    def row(self) -> dict[str, Any]:
+        colour = np.repeat(self.pixels, 3, axis=2) if self.pixels.shape[2] == 1 else self.pixels
+        name = f"{self.face.source_sha256[:16]}-{self.face.index:03d}.jpg"
+        return {
+            "image": {"bytes": encode(colour, "jpeg"), "path": name},
+            "key": self.face.key,
+            "face_index": self.face.index,
+            "expression": self.expression,
+            "confidence": self.confidence,
+        }
 
 
 class SegmentWriter:
@@ -47,7 +68,7 @@ class SegmentWriter:
         self._failures: list[dict[str, Any]] = []
         self._images: list[Outcome] = []
         self._faces_scored: Counter[str] = Counter()
-        self._samples: dict[str, dict[str, Any]] = {}
+        self._samples: dict[str, list[tuple[float, _Sample]]] = {}
         self._counts = ScoreCounts()
         self._pieces = 0
 
@@ -85,15 +106,14 @@ class SegmentWriter:
         self._sample(faces, table, scored.piece.inputs[good])
 
     def _sample(self, faces: list[FoundFace], table: pa.Table, inputs: NDArray[np.uint8]) -> None:
-        named = list(zip(table["expression"].to_pylist(), table["confidence"].to_pylist(), strict=True))
-        least = int(np.argmin([confidence for _, confidence in named]))
-        for number, (name, confidence) in enumerate(named):
-            best = self._samples.get(name)
-            if best is None or confidence > best["confidence"]:
-                self._samples[name] = _sample(faces[number], name, confidence, inputs[number])
-        doubt = self._samples.get("")
-        if doubt is None or named[least][1] < doubt["confidence"]:
-            self._samples[""] = _sample(faces[least], *named[least], inputs[least])
+        named = zip(table["expression"].to_pylist(), table["confidence"].to_pylist(), strict=True)
+        for face, (name, confidence), pixels in zip(faces, named, inputs, strict=True):
+            for group, rank in ((name, -confidence), ("", confidence)):
+                best = self._samples.setdefault(group, [])
+                if len(best) < _SAMPLES or rank < best[-1][0]:
+                    best.append((rank, _Sample(face, name, confidence, pixels)))
+                    best.sort(key=lambda entry: entry[0])  # stable: of equal ones the first stays
+                    del best[_SAMPLES:]
 
     def _finish(self, *, last: bool) -> ScoreCounts:
         for image in self._images:
@@ -102,7 +122,8 @@ class SegmentWriter:
         predictions = pa.concat_tables([self._schema.empty_table(), *self._tables])
         parquet.write_part(storage.join(self._out, "predictions", part), predictions)
         parquet.write_part(storage.join(self._out, "failures", part), pa.Table.from_pylist(self._failures, FAILURES))
-        samples = [self._samples[name] for name in sorted(self._samples)]
+        kept = {(one.face.key, one.face.index): one for group in self._samples.values() for _, one in group}
+        samples = [kept[place].row() for place in sorted(kept)]
         parquet.write_part(storage.join(self._out, "samples", part), pa.Table.from_pylist(samples, SAMPLES))
         marker = {"unit": self._segment.unit, "segment": self._segment.number, "last": last} | self._counts.to_dict()
         storage.write_bytes(done_marker(self._out, self._segment), json.dumps(marker).encode())
@@ -177,18 +198,6 @@ def read_markers(out: str, known: Collection[str] = ()) -> Iterator[tuple[str, S
 
 def _failure(key: str, face: int | None, stage: str, reason: str, detail: str | None) -> dict[str, Any]:
     return {"key": key, "face_index": face, "stage": stage, "reason": str(reason), "detail": detail}
-
-
-def _sample(face: FoundFace, expression: str, confidence: float, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    colour = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-    image = {"bytes": encode(colour, "jpeg"), "path": f"{face.source_sha256[:16]}-{face.index:03d}.jpg"}
-    return {
-        "image": image,
-        "key": face.key,
-        "face_index": face.index,
-        "expression": expression,
-        "confidence": confidence,
-    }
 
 
 def _digest(face: FoundFace, logits: NDArray[np.float32]) -> int:

@@ -21,9 +21,11 @@ def beam_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple
     except ModuleNotFoundError:
         raise cli.UserError("just score needs the extra score: uv pip install 'facemill[score]'") from None
     ours = {flag for action in parser._actions for flag in action.option_strings}
-    args, options = parser.parse_known_args(_joined(words, ours, known))
+    args, rest = parser.parse_known_args(_joined(words, ours, known))
+    options = tuple(word for word in rest if word.startswith("-"))
+    args.source += [word for word in rest if not word.startswith("-")]
     _check(options, ours, known)
-    return args, tuple(options)
+    return args, options
 
 
 def _joined(words: Sequence[str], ours: set[str], known: dict[str, bool]) -> list[str]:
@@ -36,8 +38,8 @@ def _joined(words: Sequence[str], ours: set[str], known: dict[str, bool]) -> lis
     return found
 
 
-def _check(options: Sequence[str], ours: set[str], known: dict[str, bool]) -> None:
-    runner = Where(tuple(options), 1).runner
+def _check(options: tuple[str, ...], ours: set[str], known: dict[str, bool]) -> None:
+    runner = Where(options, 1).runner
     if runner == "daskrunner":
         raise cli.UserError(
             "Beam's DaskRunner loses data while it reports success (2.77: of two sinks one never ran): leave --runner "
@@ -47,8 +49,6 @@ def _check(options: Sequence[str], ours: set[str], known: dict[str, bool]) -> No
         return
     for word in options:
         name = word.partition("=")[0]
-        if not name.startswith("--"):
-            raise cli.UserError(f"{word!r} belongs to no option: write Beam's options as --name=value")
         if name not in known:
             near = difflib.get_close_matches(name, [*ours, *known], 2, 0.7)
             step = f"did you mean {' or '.join(near)}?" if near else "just score --help lists the flags"

@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     def command() -> int:
         from workflows.score_run import score_archive
 
-        if not foreign:
+        if not any(word.startswith("-") for word in foreign):  # archives behind a flag
+            args.source += foreign
             return score_archive(args, ())
         from workflows.beam_options import beam_options
 
