@@ -141,7 +141,7 @@ def member_key(container: str, name: str) -> str:
 class _Rows:
     """The listing while it grows: chunks of Arrow, since a million Python objects would weigh a gigabyte."""
 
-    def __init__(self, limits: Limits, whole: Collection[str]) -> None:
+    def __init__(self, limits: Limits, whole: Collection[str] = ()) -> None:
         self.ignored: Counter[str] = Counter()
         self._limits, self._whole = limits, whole
         self._archives: dict[str, int] = {}
