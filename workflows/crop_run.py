@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from dataset_tools import cards, parquet, report, sources, storage, yolo
@@ -16,12 +15,13 @@ from dataset_tools.counts import Counts
 from dataset_tools.detection import DetectorError, load_detector
 from dataset_tools.estimate import estimate
 from dataset_tools.faces import Recipe
-from dataset_tools.run_folder import FolderError, RunFolder, listing_starts, refuse_difference
+from dataset_tools.run_folder import FolderError, RunFolder, listing_starts
 from dataset_tools.shards import ShardTask, YoloOptions
 from schemas.labels import UnknownLabelError, label_set
 from schemas.manifest import Manifest, ManifestError
 from schemas.outcomes import Reason
 from workflows import cli, dask_engine
+from workflows.listed_run import begin, standing
 from workflows.places import places
 from workflows.progress import Progress, duration, size
 from workflows.sums import Effort, add_up, write_summary
@@ -97,36 +97,18 @@ def _job(args: argparse.Namespace, recipe: Recipe) -> Job:
 
 def _plan(job: Job, args: argparse.Namespace) -> tuple[sources.Listing, Manifest]:
     """The listing and the manifest: of the run that stands in OUT, or of a new one."""
-    folder = job.folder
-    before = folder.manifest()
     told = tuple(storage.redact(source) for source in job.sources)
-    if before is not None and not args.overwrite:
-        refuse_difference(before, job.parameters, told, folder.out)
-        return sources.Listing.from_parquet(folder.at("listing.parquet")), before
-    if args.retry_failed is not None:
-        raise cli.UserError(f"--retry-failed: there is no run in {folder.out} to be retried")
-    if before is not None:
-        folder.clear()
+    if args.retry_failed is not None and (args.overwrite or job.folder.manifest() is None):
+        raise cli.UserError(f"--retry-failed: there is no run in {job.folder.out} to be retried")
+    run = None if args.overwrite else standing(job.folder, "crop-faces", told, job.parameters)
+    if run is not None:
+        return run
     if job.where.scheduler is None:
         load_detector(job.recipe.detector)  # what is missing is told now, and not by a worker after the listing
     cli.note(f"listing {', '.join(told)}")
     listing = _list(job)
-    listing.to_parquet(folder.at("listing.parquet"))
     images = args.shard_size or _shard_images(len(listing), job.where)
-    manifest = Manifest(
-        command="crop-faces",
-        sources=told,
-        images=len(listing),
-        bytes=listing.total_bytes,
-        ignored=dict(listing.ignored),
-        listing_fingerprint=listing.fingerprint(),
-        shards=len(listing_starts(listing, images)) - 1,
-        shard_images=images,
-        parameters=job.parameters,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    storage.write_bytes(folder.at("manifest.json"), manifest.to_json())
-    return listing, manifest
+    return listing, begin(job.folder, "crop-faces", told, job.parameters, listing, images)
 
 
 def _list(job: Job) -> sources.Listing:

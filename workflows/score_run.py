@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from dataset_tools.archives import STREAMED, archive_suffix_kinds
 from dataset_tools.crop import CropRecipe
 from dataset_tools.detection import DetectorError, load_detector
 from dataset_tools.faces import Recipe
-from dataset_tools.run_folder import FolderError, RunFolder, listing_starts, refuse_difference
+from dataset_tools.run_folder import FolderError, RunFolder, listing_starts
 from infer import score_page, score_parts
 from infer.predictor import RUNTIMES, Predictor, PredictorError, load_predictor
 from infer.score_counts import ScoreCounts
 from infer.scoring import FaceSource, Scoring, Unit, crop_recipe, read_pieces, score_piece
 from schemas.manifest import Manifest, ManifestError
 from workflows import beam_job, cli
+from workflows.listed_run import begin, standing
 from workflows.places import places
 from workflows.progress import Progress, duration, size
 
@@ -127,34 +127,16 @@ def _job(args: argparse.Namespace, options: tuple[str, ...]) -> Job:
 
 def _plan(job: Job, args: argparse.Namespace) -> tuple[sources.Listing, Manifest]:
     """The listing and the manifest: of the run that stands in OUT, or of a new one."""
-    folder = job.folder
-    before = folder.manifest()
     told = tuple(storage.redact(source) for source in job.sources)
-    if before is not None and not args.overwrite:
-        refuse_difference(before, job.parameters, told, folder.out)
-        return sources.Listing.from_parquet(folder.at("listing.parquet")), before
-    if before is not None:
-        folder.clear()
+    run = None if args.overwrite else standing(job.folder, "score", told, job.parameters)
+    if run is not None:
+        return run
     if job.source.detect:
         load_detector(job.source.recipe.detector)  # what is missing is told now, and not by a worker
     cli.note(f"listing {', '.join(told)}")
     listing = _list(job)
-    listing.to_parquet(folder.at("listing.parquet"))
     images = min(_SEGMENT_IMAGES, max(1, -(-len(listing) // (_UNITS_PER_WORKER * _workers(job)))))
-    manifest = Manifest(
-        command="score",
-        sources=told,
-        images=len(listing),
-        bytes=listing.total_bytes,
-        ignored=dict(listing.ignored),
-        listing_fingerprint=listing.fingerprint(),
-        shards=len(listing_starts(listing, images)) - 1,
-        shard_images=images,
-        parameters=job.parameters,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    storage.write_bytes(folder.at("manifest.json"), manifest.to_json())
-    return listing, manifest
+    return listing, begin(job.folder, "score", told, job.parameters, listing, images)
 
 
 def _list(job: Job) -> sources.Listing:
