@@ -13,14 +13,10 @@ from dataset_tools.metrics import softmax
 from infer.predictor import load_predictor
 from schemas.tables import PREDICTIONS
 from tests import train_toy
-from train import plots
-from train.data import Fold, describe, read_rows
-
-pytest.importorskip("keras")
-from train import job, loop  # noqa: E402
-from train.data import load  # noqa: E402
-from train.recipes_io import About, Recipe  # noqa: E402
-from workflows import model_folder  # noqa: E402
+from train import job, loop, plots
+from train.data import Fold, describe, load, read_rows
+from train.recipes_io import About, Recipe
+from workflows import model_folder
 
 # Keras asks a TensorFlow variable for an array in the way of numpy 1 (keras/src/backend/tensorflow/core.py).
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

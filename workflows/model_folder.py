@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,7 +49,7 @@ def clear(out: str) -> None:
 
 
 def write_model_folder(
-    out: str, job: Job, about: About, model: keras.Model, state: State, counts: dict[str, int], command: str
+    out: str, job: Job, about: About, model: Any, state: State, counts: dict[str, int], command: str
 ) -> dict[str, Any]:
     """Write all of it; returns what metrics.json holds. counts: training faces by class name. command: for the card."""
     rows = split_rows(job, "validation")
