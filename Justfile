@@ -26,8 +26,14 @@ import-labels *ARGS: (_install "yunet,s3")
 # Train an expression model on a DATASET by a recipe, on Ray workers here or on a cluster
 [group('jobs')]
 [no-cd]
-train *ARGS: (_install "train")
+train *ARGS: (_install "train,s3")
     @{{ python }} -m workflows.train_expressions "$@"
+
+# Write a trained MODEL as ONNX, SavedModel or LiteRT, compared with its master on real faces
+[group('jobs')]
+[no-cd]
+export *ARGS: (_install "train,s3")
+    @{{ python }} -m workflows.export_model "$@"
 
 # Score one or several MODELs on the labelled faces of DATASET, side by side, with a report
 [group('jobs')]

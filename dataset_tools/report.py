@@ -13,7 +13,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from dataset_tools import figures, storage
+from dataset_tools import charts, figures, storage
 from dataset_tools.cards import flat, loading_snippets
 from dataset_tools.survey import PHOTOS_OF_GROUP, Duplicates, Pick, Survey, read_crops, survey
 from schemas.manifest import Manifest
@@ -52,6 +52,7 @@ def render(
     ]
     template = Template(resources.files("dataset_tools").joinpath("report.html.tmpl").read_text("utf-8"))
     return template.substitute(
+        style=charts.style(),
         title=f"{summary['faces']:,} faces · facemill {escape(manifest.command)}",
         command=escape(manifest.command),
         headline=f"{_plural(summary['faces'], 'face')} from {_plural(summary['images'], 'image')}",
@@ -147,7 +148,7 @@ def _doubts(found: Survey, thumbnails: Mapping[Pick, str]) -> str:
 def _measures(found: Survey) -> str:
     if not found.contact:
         return ""
-    charts = [
+    histograms = [
         figures.histogram(found.size_px, "Face size", "Longer side of the box in the photo.", " px"),
         figures.histogram(found.inter_eye_distance_px, "Between the eyes", "In the photo.", " px"),
         figures.histogram(found.score, "Detection score", "As the detector gives it.", digits=3),
@@ -156,7 +157,7 @@ def _measures(found: Survey) -> str:
         figures.histogram(found.head_roll_deg, "Head roll", "Of the line between the eyes.", "°"),
     ]
     note = "Every face counts. The dashed line is the median, the number on the left the tallest bar."
-    return f'<h2>What the faces are like</h2><p class="soft">{note}</p><div class="figures">{"".join(charts)}</div>'
+    return f'<h2>What the faces are like</h2><p class="soft">{note}</p><div class="figures">{"".join(histograms)}</div>'
 
 
 def _labels(found: Survey, summary: Mapping[str, Any]) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools import figures
+from dataset_tools import charts, figures
 from dataset_tools.survey import Pick, read_crops
-from infer import evaluation_figures as plots
 from infer.evaluation_text import interval, key, value
 from infer.predictor import Predictor
 from infer.split_scores import Scores
@@ -133,17 +132,17 @@ def _classes(model: Mapping[str, Any]) -> str:
 
 def _plots(model: Mapping[str, Any], several: bool) -> str:
     figure, note = model["figures"], "Bars: accuracy by confidence. Red: the distance to the diagonal. Below: faces."
-    charts = [
-        plots.reliability(
+    shown = [
+        charts.reliability(
             model["reliability_before"], f"Before temperature, ECE {value('ece', figure['ece_before'])}", note
         ),
-        plots.reliability(model["reliability"], f"After temperature, ECE {value('ece', figure['ece'])}", note),
+        charts.reliability(model["reliability"], f"After temperature, ECE {value('ece', figure['ece'])}", note),
     ]
     if not several:
         curve = [(model["name"], model["risk_coverage"])]
         text = "Share of errors when only the most confident faces are answered."
-        charts.append(plots.risk_coverage(curve, f"Risk and coverage, AURC {value('aurc', figure['aurc'])}", text))
-    return "".join(charts)
+        shown.append(charts.risk_coverage(curve, f"Risk and coverage, AURC {value('aurc', figure['aurc'])}", text))
+    return "".join(shown)
 
 
 def _slices(model: Mapping[str, Any]) -> str:

@@ -11,8 +11,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from dataset_tools import figures
-from infer import evaluation_figures as plots
+from dataset_tools import charts, figures
 from infer import evaluation_model
 from infer.evaluation import FIGURES, LOWER_IS_BETTER
 from infer.evaluation_text import interval, key, plural, value
@@ -51,6 +50,7 @@ def render(result: Mapping[str, Any], wrong: Sequence[Sequence[evaluation_model.
     style = resources.files("infer").joinpath("evaluation.css").read_text("utf-8")
     template = Template(look.replace("</style>", f"{style}</style>"))
     return template.substitute(
+        style=charts.style(),
         title=f"{escape(', '.join(model['name'] for model in result['models']))} · facemill evaluate",
         command="evaluate",
         headline=_headline(result),
@@ -129,7 +129,7 @@ def _figures(result: Mapping[str, Any]) -> str:
             cells += f"<td>{interval(figure, model['figures'][figure])}</td>"
             cells += f"<td>{interval(figure, model['leak_free'][figure])}</td>" if clean else ""
         rows.append(f"<tr><th>{title}</th>{cells}</tr>")
-    curve = plots.risk_coverage(
+    curve = charts.risk_coverage(
         [(model["name"], model["risk_coverage"]) for model in models],
         "Risk and coverage",
         "Share of errors when only the most confident faces are answered.",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dataset_tools import storage
 from dataset_tools.detection import RgbImage
-from dataset_tools.metrics import softmax
+from dataset_tools.predictions import Predictions, calibrated
 from dataset_tools.prepare import prepare
 from schemas.labels import LABEL_SETS
 from schemas.model import ModelSpec, ModelSpecError
@@ -30,28 +30,6 @@ Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 class PredictorError(ValueError):
     """The model folder lacks something, or what is in it does not fit together; one line that names the next step."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """logits, probabilities: (faces, classes); the latter are calibrated and add up to 1. names: of the classes.
-    not_sure: (faces,), the best probability is below the model's threshold; one that is no number is not sure."""
-
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float64]
-    names: tuple[str, ...]
-    not_sure: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-    def top(self, k: int) -> list[list[tuple[str, float]]]:
-        """For each face its k best (name, probability), best first; of equal ones the lower id comes first."""
-        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
-        return [
-            [(self.names[number], float(row[number])) for number in best]
-            for best, row in zip(order, self.probabilities, strict=True)
-        ]
 
 
 @dataclass(frozen=True)
@@ -80,9 +58,7 @@ class Predictor:
 
     def from_logits(self, logits: NDArray[np.float32]) -> Predictions:
         """What `predict` makes of (faces, classes) logits that it gave before."""
-        probabilities = softmax(logits, self.spec.temperature)
-        not_sure = ~(probabilities.max(axis=1, initial=0.0) >= self.spec.threshold)
-        return Predictions(logits, probabilities, self.spec.label_names, not_sure)
+        return calibrated(logits, self.spec)
 
 
 def load_predictor(folder: str, runtime: str = "onnx", threads: int | None = None) -> Predictor:

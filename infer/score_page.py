@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_tools import figures, parquet, storage
+from dataset_tools import charts, figures, parquet, storage
 from dataset_tools.cards import flat
 from dataset_tools.report import duration, size
 from dataset_tools.survey import Histogram
@@ -62,6 +62,7 @@ def render(out: str, manifest: Manifest, summary: Mapping[str, Any], spec: Model
     ]
     template = Template(resources.files("dataset_tools").joinpath("report.html.tmpl").read_text("utf-8"))
     return template.substitute(
+        style=charts.style(),
         title=f"{summary['faces']:,} faces scored · facemill score",
         command="score",
         headline=f"{plural(summary['faces'], 'face')} scored in {plural(summary['images'], 'image')}",

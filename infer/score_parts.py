@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from dataset_tools import parquet, storage
 from dataset_tools.encoding import encode
-from infer.predictor import Predictions, Predictor
+from dataset_tools.predictions import Predictions
+from infer.predictor import Predictor
 from infer.score_counts import FINGERPRINT_MODULUS, ScoreCounts
 from infer.scoring import FoundFace, Outcome, ScoredPiece, Segment
 from schemas.outcomes import Reason

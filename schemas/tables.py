@@ -1,8 +1,8 @@
-"""The tables on disk: FACES and LEDGER as Arrow schemas, with the metadata that Hugging Face `datasets` reads.
+"""The tables on disk: FACES, LEDGER and PREDICTIONS as Arrow schemas, with the metadata that others read.
 
-`datasets` drops the image feature without a word unless the column is struct<bytes, path> in this order, the label is
-int64, and the metadata key `huggingface` lists every column. So the metadata is derived from the schema, column by
-column, and cannot fall behind it.
+Hugging Face `datasets` drops the image feature without a word unless the column is struct<bytes, path> in this order,
+the label is int64, and the metadata key `huggingface` lists every column. So the metadata is derived from the schema,
+column by column, and cannot fall behind it.
 """
 
 import json
@@ -74,6 +74,27 @@ LEDGER = pa.schema(
 """One row an input image: what became of it. faces counts those written, faces_screened those held back by a quality
 bound or, in a labelled set, for what `detail` says. seconds is the time spent on it by a worker. pixels_sha256: as in
 FACES."""
+
+PREDICTIONS = pa.schema(
+    [
+        ("model", pa.string()),
+        ("key", pa.string()),
+        ("source_sha256", pa.string()),
+        ("face_index", pa.int32()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),
+        ("confidence", pa.float32()),
+        ("not_sure", pa.bool_()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("logits", pa.list_(pa.float32())),
+        ("shared", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row a face and model, of an evaluation or of the validation faces of a training run. label: of the data set.
+predicted, confidence, probabilities: calibrated, in the order of the model's names, which the metadata `facemill`
+lists. shared: the photo is in another split too. reason: why there is no prediction, else null. Without a prediction
+all but the face's own columns is null."""
 
 
 def faces_schema(labels: LabelSet, recipe: Mapping[str, Any]) -> pa.Schema:

@@ -24,7 +24,7 @@ ENGINES = {
     "ray": {"workflows/ray_engine.py"},
 }
 # The modules that import TensorFlow when a training run starts; everything else in workflows/ may be asked for --help.
-RUNS_OF_TRAINING = {"ray_engine", "train_run"}
+RUNS_OF_TRAINING = {"export_run", "model_folder", "ray_engine", "train_run"}
 COMMANDS = [
     f"workflows.{path.stem}"
     for path in sorted((ROOT / "workflows").glob("*.py"))

@@ -3,8 +3,10 @@
 from typing import Any
 
 from schemas.model import ModelSpec
-from train.export import Agreement
+from train.export import TOLERANCE, Agreement
 from train.recipes_io import About, Recipe, flat
+
+_EXPORTS = "## Exports"
 
 
 def model_card(
@@ -13,7 +15,6 @@ def model_card(
     about: About,
     figures: dict[str, Any],
     counts: dict[str, int],
-    agreement: Agreement,
     parameters: int,
     command: str,
 ) -> str:
@@ -51,12 +52,19 @@ def model_card(
     ]
     lines += [
         "",
+        "![Confusion matrix](plots/confusion_matrix.svg)",
+        "",
+        "![Reliability](plots/reliability.svg)",
+        "",
         "The best epoch was chosen by these faces, and the temperature fitted on them: a test split that training "
-        "never saw says more (`just evaluate`).",
+        "never saw says more (`just evaluate`). What the model says of each of them stands in "
+        "`predictions_validation.parquet`.",
         "",
         "## Training",
         "",
         f"    {command}",
+        "",
+        "![Learning curves](plots/learning_curves.svg)",
         "",
         f"Data set fingerprint `{spec.dataset_fingerprint}`. Recipe, where it differs from the defaults:",
         "",
@@ -64,9 +72,7 @@ def model_card(
         "",
         "## Files",
         "",
-        f"`model.keras` is the master (sha256 `{spec.fingerprint}`); `model.onnx` differs from it by at most "
-        f"{agreement.largest_difference:.1e} in a probability on {agreement.faces} validation faces, of which the "
-        f"probabilities spread over {agreement.spread:.2f}. `model.json` says how a crop is prepared; "
+        f"`model.keras` is the master (sha256 `{spec.fingerprint}`). `model.json` says how a crop is prepared; "
         f"probabilities are softmax(logits / {spec.temperature:.4f}). `history.csv` has a row for each epoch.",
         "",
         "## Limits",
@@ -77,3 +83,35 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def with_export(card: str, file: str, agreement: Agreement, size_bytes: int) -> str:
+    """The card with a row for this export, in place of an earlier one of the same file."""
+    spread = f"{agreement.spread:.2f}" + ("" if agreement.tells else ": too little to tell")
+    row = (
+        f"| `{file}` | {size_bytes / 1e6:.1f} MB | {agreement.largest_difference:.1e} | {agreement.faces} | {spread} |"
+    )
+    lines = card.splitlines()
+    if _EXPORTS not in lines:
+        lines += [*([""] if lines else []), *_exports_head()]
+    at = lines.index(_EXPORTS)
+    rows = [number for number in range(at, len(lines)) if lines[number].startswith(("| `", "|---"))]
+    known = [number for number in rows if lines[number].startswith(f"| `{file}` |")]
+    if known:
+        lines[known[0]] = row
+    else:
+        lines.insert(rows[-1] + 1, row)
+    return "\n".join(lines) + "\n"
+
+
+def _exports_head() -> list[str]:
+    return [
+        _EXPORTS,
+        "",
+        "Each was held against `model.keras` on real faces: every face has the same best class, and no probability "
+        f"differs by more than {TOLERANCE:g}. The spread is how far the probabilities of the faces lie apart; a "
+        "comparison of faces that all get the same says nothing.",
+        "",
+        "| file | size | largest difference | faces | spread |",
+        "|---|---|---|---|---|",
+    ]

@@ -5,12 +5,13 @@ done but with more failures than --max-failed, 130 interrupted and resumable.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dataset_tools.limits import Limits
@@ -136,6 +137,20 @@ def result(lines: list[str], values: dict[str, Any], *, as_json: bool) -> None:
 def note(text: str) -> None:
     """A line for the person at the terminal."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Standard error closed while TensorFlow loads or converts: its C++ part writes there what no setting stops."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def run_main(command: Callable[[], int], *, verbose: bool) -> NoReturn:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset_tools import parquet, storage
+from dataset_tools.predictions import predictions_table
 from infer import evaluation, evaluation_model, evaluation_page, shared_photos
-from infer.predictions import predictions_table
 from infer.predictor import Predictor, PredictorError, load_predictor
 from infer.slices import slices_of
 from infer.split_scores import DataSet, DataSetError, Scores, class_map, open_data_set, score_split
@@ -250,7 +250,10 @@ def _fingerprint(folder: str) -> str:
 def _write(out: str, result: dict[str, Any], models: Models, scores: Scores, shared: NDArray[np.bool_]) -> None:
     """The table, the page, and metrics.json last: it stands for an evaluation that is complete."""
     storage.remove(storage.join(out, "metrics.json"))
-    table = predictions_table(scores, result["dataset"]["label_names"], models, shared)
+    names = result["dataset"]["label_names"]
+    labels = [names[label] for label in scores.faces["label"].to_pylist()]
+    said = [(name, one.spec, logits) for (name, one), logits in zip(models, scores.logits, strict=True)]
+    table = predictions_table(scores.faces, labels, said, scores.reasons, shared)
     parquet.write_part(storage.join(out, "predictions.parquet"), table)
     mistakes = evaluation_model.mistakes(scores, [predictor for _, predictor in models], result["models"])
     storage.write_bytes(storage.join(out, "report.html"), evaluation_page.render(result, mistakes).encode())

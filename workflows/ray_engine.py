@@ -239,7 +239,8 @@ def _session(where: Where) -> Iterator[None]:
         else:
             # An own environment variable RAY_ADDRESS must not turn a run on this machine into one on a cluster.
             ray.init("local", num_cpus=where.workers + 1, include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises the bare class where a busy machine takes over 30 s to start it
+        ray.shutdown()
         place = f"at {storage.redact(where.address)}" if where.address else "here"
         line = " ".join(str(error).split())[:200]
         raise EngineError(f"Ray does not start {place}: {line}") from None

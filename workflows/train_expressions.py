@@ -5,10 +5,7 @@ and both are imported when a run starts, so that --help answers at once.
 """
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterator
 
 from workflows import cli
 
@@ -69,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     def command() -> int:
         if args.list:
             return _list_recipes(as_json=args.json)
-        with _muted():
+        with cli.muted():
             try:
                 from workflows.train_run import train_expressions
             except ModuleNotFoundError as error:
@@ -79,20 +76,6 @@ def main(argv: list[str] | None = None) -> None:
         return train_expressions(args)
 
     cli.run_main(command, verbose=args.verbose)
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Standard error closed while TensorFlow is loaded: its C++ part writes notes there that no setting stops."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _list_recipes(*, as_json: bool) -> int:

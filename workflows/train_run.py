@@ -8,11 +8,8 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its notes help nobody here
 
 import argparse
-import csv
-import io
 import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,24 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from dataset_tools import metrics, storage
+from dataset_tools import storage
 from schemas.manifest import differences
 from train import models
-from train.calibration import fit_temperature
-from train.card import model_card
-from train.checkpoint import State
-from train.data import DataError, Fold, describe, load
-from train.export import ExportError, compare, logits_of, save_keras, save_onnx
+from train.data import DataError, Fold, describe
+from train.export import ExportError
 from train.job import Job, make_model, make_spec, split_rows
-from train.loop import HISTORY, TrainError
+from train.loop import TrainError
 from train.recipes_io import About, Recipe, RecipeError, override
 from train.recipes_io import load as load_recipe
 from train.scalars import scalar_writer
 from workflows import cli, ray_engine
+from workflows.model_folder import clear, write_model_folder
 from workflows.train_progress import TrainProgress
-
-_COMPARED = 64
-_FILES = ("metrics.json", "README.md", "model.json", "model.onnx", "model.keras", "history.csv", "run.json")
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,9 @@ def _runs(args: argparse.Namespace) -> list[Run]:
 
 def _train(run: Run, *, overwrite: bool) -> dict[str, Any]:
     """Train, or continue, or say again what is there; returns what metrics.json holds."""
-    model = make_model(run.job)  # what is missing is told now: not by a worker after Ray's start, and before run.json
+    # What is missing is told now: not by a worker after Ray's start, and before run.json. The folder's model computes
+    # in float32 wherever it was trained: its exports are held against it, and serving has no bfloat16.
+    model = make_model(replace(run.job, recipe=replace(run.job.recipe, precision="float32")))
     rows = split_rows(run.job, "train")
     split_rows(run.job, "validation")
     _claim(run, overwrite=overwrite)
@@ -128,17 +122,17 @@ def _train(run: Run, *, overwrite: bool) -> dict[str, Any]:
     finally:
         progress.close()
     model.set_weights(trained.state.best)
-    return _write(run, model, trained.state, counts)
+    cli.note("writing the model folder")
+    return write_model_folder(run.out, run.job, run.about, model, trained.state, counts, run.command)
 
 
 def _claim(run: Run, *, overwrite: bool) -> None:
     """Write run.json, or see that the one that stands there is of this run. Raises cli.UserError."""
     url = storage.join(run.out, "run.json")
     if overwrite and storage.exists(url):
+        clear(run.out)
         storage.remove_tree(storage.join(run.where.storage, ray_engine.RUN_NAME))
-        storage.remove_tree(storage.join(run.out, "tensorboard"))
-        for name in _FILES:  # run.json goes last: a clearing that was cut off is still known as a run
-            storage.remove(storage.join(run.out, name))
+        storage.remove(url)  # last: a clearing that was cut off is still known as a run
     if not storage.exists(url):
         if storage.is_folder(run.out) and any(True for _ in storage.list_files(run.out)):
             raise cli.UserError(f"{run.out} is not empty and holds no training run: choose another --out")
@@ -151,75 +145,6 @@ def _claim(run: Run, *, overwrite: bool) -> None:
             f"{run.out} holds a run with other parameters ({'; '.join(changes[:3])}{more}): "
             "choose another --out, or start anew with --overwrite"
         )
-
-
-def _write(run: Run, model: Any, state: State, counts: dict[str, int]) -> dict[str, Any]:
-    """The model folder, metrics.json last."""
-    cli.note("writing the model folder")
-    held_out = split_rows(run.job, "validation")
-    faces, readable = load(held_out, run.job.spec)
-    labels = held_out.labels[readable]
-    logits = logits_of(model, faces)
-    temperature = float(fit_temperature(logits, labels))
-    figures = _figures(logits, labels, run.job.spec.label_names, temperature)
-    best = max((row for row in state.history if row["best"]), key=lambda row: (row["stage"] == "main", row["epoch"]))
-    figures |= {"best_epoch": best["epoch"], "best_stage": best["stage"], "epochs": len(state.history)}
-    with tempfile.TemporaryDirectory(prefix="facemill-model-") as folder:
-        at = Path(folder)
-        spec = save_keras(model, replace(run.job.spec, temperature=temperature), at / "model.keras")
-        save_onnx(model, at / "model.onnx")
-        agreement = compare(model, at / "model.onnx", _varied(faces, labels), temperature)
-        (at / "model.json").write_bytes(spec.to_json())
-        figures["onnx"] = asdict(agreement)
-        card = model_card(
-            spec, run.job.recipe, run.about, figures, counts, agreement, model.count_params(), run.command
-        )
-        (at / "README.md").write_text(card)
-        (at / "history.csv").write_bytes(_history(state))
-        for name in ("model.keras", "model.onnx", "model.json", "README.md", "history.csv"):
-            storage.write_bytes(storage.join(run.out, name), (at / name).read_bytes())
-    storage.write_bytes(storage.join(run.out, "metrics.json"), (json.dumps(figures, indent=2) + "\n").encode())
-    return figures
-
-
-def _figures(logits: Any, labels: Any, names: tuple[str, ...], temperature: float) -> dict[str, Any]:
-    probabilities = metrics.softmax(logits, temperature)
-    best = probabilities.argmax(-1)
-    matrix = metrics.confusion_matrix(labels, best, len(names))
-    classes = metrics.per_class(matrix)
-    calibration = metrics.reliability(probabilities.max(-1), (best == labels).astype(float))
-    return {
-        "split": "validation",
-        "faces": len(labels),
-        "accuracy": float(metrics.accuracy(matrix)),
-        "balanced_accuracy": float(metrics.balanced_accuracy(matrix)),
-        "macro_f1": float(metrics.macro_f1(matrix)),
-        "weighted_f1": float(metrics.weighted_f1(matrix)),
-        "log_loss": metrics.log_loss(labels, probabilities),
-        "ece": metrics.ece(calibration),
-        "temperature": temperature,
-        "confusion_matrix": matrix.tolist(),
-        "per_class": {
-            name: {
-                key: float(np.nan_to_num(getattr(classes, key)[at])) for key in ("precision", "recall", "f1", "support")
-            }
-            for at, name in enumerate(names)
-        },
-    }
-
-
-def _varied(faces: Any, labels: Any) -> Any:
-    """Some faces of every class, for the comparison of two files."""
-    order = np.argsort([np.sum(labels[:at] == label) for at, label in enumerate(labels[:2000])], kind="stable")
-    return faces[order[:_COMPARED]]
-
-
-def _history(state: State) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(state.history)
-    return text.getvalue().encode()
 
 
 def _redacted(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""The plots of an evaluation as inline SVG: lists of metrics.json in, text out, in the colours of the page's CSS."""
+"""Plots of how good a model is: lists of numbers in, SVG text out, inline for a page or as a file of its own.
+
+The colours are those of charts.css, which pages hold once and a file holds itself, so both follow the reader into the
+dark.
+"""
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib import resources
 from typing import Any
 
 _WIDTH, _HEIGHT = 320, 236
@@ -9,8 +14,30 @@ _LEFT, _RIGHT, _TOP, _FLOOR = 38, 312, 10, 176
 _COLOURS = 4
 
 
+def style() -> str:
+    """The CSS of pages and plots: colours, by day and by night, and the classes that the shapes have."""
+    return resources.files("dataset_tools").joinpath("charts.css").read_text("utf-8")
+
+
+def document(title: str, note: str, shapes: str, width: int = _WIDTH, height: int = _HEIGHT) -> str:
+    """A plot as a file of its own: a heading above the shapes, which lie between (0, 0) and (width, height)."""
+    width = max(width, round(5.7 * len(note)))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -46 {width + 24} {height + 58}" '
+        f'width="{round(1.3 * width)}" role="img" aria-label="{escape(title)}"><style>{style()}</style>'
+        f'<rect x="-12" y="-46" width="{width + 24}" height="{height + 58}" fill="var(--paper)"/>'
+        f'<text x="0" y="-27" style="font-size:14px;font-weight:640;fill:var(--ink)">{escape(title)}</text>'
+        f'<text x="0" y="-11">{escape(note)}</text>{shapes}</svg>\n'
+    )
+
+
 def reliability(of: Mapping[str, Sequence[Any]], title: str, note: str) -> str:
     """Accuracy by bin of confidence as bars, the distance to the bin's confidence in red, faces by bin below."""
+    return _figure(title, note, reliability_shapes(of))
+
+
+def reliability_shapes(of: Mapping[str, Sequence[Any]]) -> str:
+    """The shapes of `reliability`. of: `faces`, `confidence` and `accuracy` of each bin."""
     bins = len(of["faces"])
     most = max(of["faces"], default=0) or 1
     slot = (_RIGHT - _LEFT) / bins
@@ -30,7 +57,7 @@ def reliability(of: Mapping[str, Sequence[Any]], title: str, note: str) -> str:
             f'<rect class="count" x="{x:.1f}" y="{_HEIGHT - count:.1f}" width="{width:.1f}" height="{count:.1f}"/></g>'
         )
     shapes.append(f'<path class="even" d="M{_LEFT} {_FLOOR}L{_RIGHT} {_TOP}"/>')
-    return _figure(title, note, "".join(shapes))
+    return "".join(shapes)
 
 
 def risk_coverage(curves: Sequence[tuple[str, Mapping[str, Sequence[float]]]], title: str, note: str) -> str:
