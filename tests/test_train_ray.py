@@ -1,7 +1,9 @@
 """Two real Ray workers on this machine: the same weights on both, as one process would have them, whoever is killed.
 
 One undisturbed run stands for all comparisons: class weights, augmentation and averaging on, shares of 203 and 202
-faces, a short last batch.
+faces, a short last batch. A second one, of a network with BatchNorm and dropout, stands for what no single process can
+repeat, since batch statistics are each worker's own: there it is both workers alike, a death without a trace, and
+moving statistics that are the mean of the workers'.
 """
 
 import contextlib
@@ -62,6 +64,12 @@ def job(dataset):
 
 
 @pytest.fixture(scope="module")
+def normed_job(job):
+    """The same with a network of five blocks with BatchNorm, and dropout."""
+    return replace(job, recipe=replace(job.recipe, model="compact48", dropout=0.3, epochs=3))
+
+
+@pytest.fixture(scope="module")
 def engine():
     """The engine, in one Ray for all tests of this module."""
     from workflows import ray_engine
@@ -76,6 +84,11 @@ def undisturbed(engine, job, tmp_path_factory):
     heard = []
     trained = engine.run(job, engine.Where(2, str(tmp_path_factory.mktemp("quiet"))), heard.append)
     return trained, heard
+
+
+@pytest.fixture(scope="module")
+def normed(engine, normed_job, tmp_path_factory):
+    return engine.run(normed_job, engine.Where(2, str(tmp_path_factory.mktemp("normed"))), lambda message: None)
 
 
 def merged_feed(job, world):
@@ -143,23 +156,56 @@ def test_two_workers_end_as_one_process_that_saw_the_same_global_batches(undistu
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
-def test_a_worker_killed_in_mid_epoch_resumes_and_ends_with_the_same_weights(engine, job, undisturbed, tmp_path):
-    killed, epochs = [], []
+def test_moving_statistics_are_the_mean_of_the_workers_own(engine, normed_job, tmp_path):
+    """At a rate of next to nothing the weights stay, so what each worker saw can be repeated here."""
+    from train import models
+    from train.augment import augment, generator
+    from train.job import make_model, split_rows, training_feed
+
+    still = replace(normed_job, limit=60, recipe=replace(normed_job.recipe, epochs=1, rate=1e-12, ema=0.0))
+    trained = engine.run(still, engine.Where(2, str(tmp_path)), lambda message: None)
+    assert len(trained.weights_sha256) == 2
+    assert len(set(trained.weights_sha256.values())) == 1
+
+    def statistics(model):
+        norms = models.batchnorms(model)
+        return [np.array(one) for norm in norms for one in (norm.moving_mean, norm.moving_variance)]
+
+    own = []
+    for rank in range(2):
+        model = make_model(still)
+        models.set_stage(model, base=True, batchnorm=True)
+        feed = training_feed(still, split_rows(still, "train"), rank, 2)
+        for step, batch in enumerate(feed.batches(0, 8)):
+            random = generator(still.recipe.seed, 0, step, rank)
+            model(augment(batch.images, batch.targets, still.recipe.augment, random)[0], training=True)
+        own.append(statistics(model))
+    model.set_weights(trained.state.best)
+    found = statistics(model)
+    assert len(found) == 2 * 14
+    apart = 0.0
+    for mine, *theirs in zip(found, *own, strict=True):
+        np.testing.assert_allclose(mine, np.mean(theirs, axis=0), atol=1e-5)
+        apart = max(apart, float(np.abs(np.subtract(*theirs)).max()))
+    assert apart > 1e-2  # the workers differ, or any one's statistics would do
+
+
+def test_a_worker_killed_in_mid_epoch_resumes_and_ends_with_the_same_weights(engine, normed_job, normed, tmp_path):
+    killed = []
 
     def heard(message):
-        if "row" in message:
-            epochs.append(message["row"]["epoch"])
-            if message["row"]["epoch"] == 2 and not killed:
-                workers = training_workers()
-                assert len(workers) == 2
-                killed.append(workers[1].pid)
-                workers[1].kill()
+        if "row" in message and message["row"]["epoch"] == 1 and not killed:
+            workers = training_workers()
+            assert len(workers) == 2
+            killed.append(workers[1].pid)
+            workers[1].kill()
 
-    trained = engine.run(job, engine.Where(2, str(tmp_path), max_failures=1, timeout_s=60), heard)
+    trained = engine.run(normed_job, engine.Where(2, str(tmp_path), max_failures=1, timeout_s=60), heard)
     assert len(killed) == 1
-    expected, _ = undisturbed
-    assert len(trained.state.history) == 4
-    for mine, theirs in zip(trained.state.best, expected.state.best, strict=True):
+    assert sorted(trained.weights_sha256) == [0, 1]
+    assert trained.weights_sha256 == normed.weights_sha256
+    assert [row["epoch"] for row in trained.state.history] == [1, 2, 3]
+    for mine, theirs in zip(trained.state.best, normed.state.best, strict=True):
         assert np.array_equal(mine, theirs)
 
 

@@ -88,7 +88,7 @@ def _panel(title: str, lines: Sequence[tuple[str, str]], history: Sequence[Mappi
         if history[epoch]["stage"] != history[epoch - 1]["stage"]:
             x = (x_of(epoch) + x_of(epoch - 1)) / 2
             shapes.append(f'<path class="even" d="M{x:.1f} {_TOP}V{_FLOOR}"/>')
-            shapes.append(_text(x + 4, _FLOOR - 6, f"{history[epoch]['stage']} stage", ""))
+            shapes.append(_text(x, _TOP - 4, f"{history[epoch]['stage']} stage"))
     for number, (name, called) in enumerate(lines):
         points = [(x_of(at), y_of(float(row[name]))) for at, row in enumerate(history) if math.isfinite(row[name])]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

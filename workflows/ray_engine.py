@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from train.job import Job
 RUN_NAME = "checkpoints"
 _POLL_S = 0.3
 _COLLECTIVE_TIMEOUT_S = 300
+_CONNECT_S = 10
 _KEPT = 2
 _PACKAGES = ("schemas", "dataset_tools", "train", "workflows")
 
@@ -229,6 +231,8 @@ def _session(where: Where) -> Iterator[None]:
     if ray.is_initialized():  # the caller's, who also ends it
         yield
         return
+    if where.address:
+        _check_answers(where.address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -243,13 +247,29 @@ def _session(where: Where) -> Iterator[None]:
         ray.shutdown()
         place = f"at {storage.redact(where.address)}" if where.address else "here"
         line = " ".join(str(error).split())[:200]
-        raise EngineError(f"Ray does not start {place}: {line}") from None
+        # Ray brings no token of itself to an address that was named, and tells a refusal like a timeout.
+        step = "; one with token authentication wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if where.address else ""
+        raise EngineError(f"Ray does not start {place}: {line}{step}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which would end the command with code 15
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises EngineError where nothing listens: Ray itself would wait there for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # such as `auto`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"no Ray answers at {storage.redact(address)} ({error.strerror or error}): is the cluster up, and its port "
+            "open? ray:// wants the port of its client server, 10001, an address without it that of its head, 6379"
+        ) from None
 
 
 def _threads(where: Where) -> int | None:
