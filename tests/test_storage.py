@@ -12,8 +12,7 @@ import pytest
 
 from dataset_tools import storage
 from dataset_tools.storage import MissingFileError, StorageError
-
-pytest_plugins = ("tests.stores",)
+from tests.stores import STORES
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -308,7 +307,7 @@ def test_a_missing_right_is_told_with_the_next_step_and_without_secrets(monkeypa
     )
 
 
-@pytest.mark.parametrize("kind", ["s3", "gcs"])
+@pytest.mark.parametrize("kind", STORES)
 def test_listings_see_what_others_write_meanwhile(request, kind):
     folder = request.getfixturevalue(f"{kind}_store")
     storage.write_bytes(f"{folder}/1", b"1")
