@@ -23,6 +23,14 @@ class MissingFileError(StorageError, FileNotFoundError):
     """Nothing has this name: the file, or the bucket, does not exist."""
 
 
+class DeniedError(StorageError, PermissionError):
+    """The store or the disk knows who asks, or has no way to know, and says no."""
+
+
+class OutageError(StorageError):
+    """The store gave no answer about this file, however often its client asked: the others would fare no better."""
+
+
 def normalize(url: str | os.PathLike[str]) -> str:
     """An absolute local path, or a URL with its protocol; neither ends in a slash.
 

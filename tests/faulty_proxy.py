@@ -105,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in kept:
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
             self._drop()
 

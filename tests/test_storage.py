@@ -14,7 +14,6 @@ from dataset_tools import storage
 from dataset_tools.storage import MissingFileError, StorageError
 from tests.stores import STORES
 
-
 # --- Names ------------------------------------------------------------------------------------------------------------
 
 
