@@ -35,6 +35,12 @@ train *ARGS: (_install "train")
 evaluate *ARGS: (_install "s3")
     @{{ python }} -m workflows.evaluate "$@"
 
+# Check this machine, and a bucket, Dask scheduler or Ray address if named; says what to do for each fault
+[group('jobs')]
+[no-cd]
+doctor *ARGS: (_install "s3")
+    @{{ python }} -m workflows.doctor "$@"
+
 # Crop the faces of a small collection of photos that two Python packages ship
 [group('jobs')]
 [no-cd]

@@ -41,6 +41,7 @@ __all__ = [
     "MissingFileError",
     "OutageError",
     "StorageError",
+    "arrow_filesystem",
     "as_text",
     "exists",
     "file_size",
@@ -264,6 +265,17 @@ def remove_tree(url: str) -> None:
         else:
             fs, path = _filesystem(name)
             fs.rm(path, recursive=True)
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a store for Arrow, and the URL's name in it: the same client and the same rights as here.
+
+    Arrow's own clients read other settings: they know no endpoint of GCS but Google's.
+    """
+    import pyarrow.fs  # for training alone
+
+    fs, path = _filesystem(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
 
 def remove_partials(folder: str) -> int:

@@ -1,6 +1,6 @@
-"""A server between a client and a store that fails on purpose: every so-manieth request meets a fault.
+"""A server between a client and a store that fails on purpose: every tenth request meets a fault, each kind in turn.
 
-with FaultyProxy("http://127.0.0.1:9000", "dropped") as proxy: … proxy.url … proxy.faults
+with FaultyProxy("http://127.0.0.1:9000") as proxy: … proxy.url … proxy.faults
 
 Faults: `unavailable` answers 503 and passes nothing on; `slow` passes the request on and waits; `lost` passes it on and
 drops the connection without an answer, so that a repeated write meets what it wrote itself; `cut` breaks off in the
@@ -8,9 +8,11 @@ middle of the answer; `dropped` drops the connection at once.
 """
 
 import http.client
+import itertools
 import socket
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -21,10 +23,10 @@ _OF_ONE_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", 
 class FaultyProxy:
     """every: how many requests it takes to a fault; 1 fails all of them. url: where it listens, on the loopback."""
 
-    def __init__(self, upstream: str, fault: str, every: int = 10, slow_s: float = 2.0) -> None:
-        assert fault in FAULTS
-        self.upstream, self.fault, self.every, self.slow_s = urlsplit(upstream), fault, every, slow_s
-        self.requests = self.faults = 0
+    def __init__(self, upstream: str, kinds: tuple[str, ...] = FAULTS, every: int = 10, slow_s: float = 1.0) -> None:
+        self.upstream, self.every, self.slow_s = urlsplit(upstream), every, slow_s
+        self.requests, self.faults = 0, Counter[str]()
+        self._kinds = itertools.cycle(kinds)
         self._lock = threading.Lock()
 
     def __enter__(self) -> "FaultyProxy":
@@ -47,8 +49,9 @@ class FaultyProxy:
             self.requests += 1
             if self.requests % self.every:
                 return None
-            self.faults += 1
-            return self.fault
+            fault = next(self._kinds)
+            self.faults[fault] += 1
+            return fault
 
 
 class _Handler(BaseHTTPRequestHandler):

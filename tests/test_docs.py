@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows import crop_faces, evaluate, import_labels, train_expressions
+from workflows import crop_faces, doctor, evaluate, import_labels, train_expressions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,13 +15,14 @@ COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.S)
     for line in block.splitlines()
-    if line.startswith(tuple(f"just {name}" for name in ("crop-faces", "import-labels", "evaluate", "train")))
+    if line.startswith(tuple(f"just {name}" for name in ("crop-faces", "import-labels", "evaluate", "train", "doctor")))
 ]
 PARSERS = {
     "crop-faces": crop_faces.build_parser,
     "import-labels": import_labels.build_parser,
     "evaluate": evaluate.build_parser,
     "train": train_expressions.build_parser,
+    "doctor": doctor.build_parser,
 }
 
 

@@ -101,7 +101,7 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=where.gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 name=RUN_NAME,
-                storage_path=storage.normalize(where.storage),
+                **_storage(where),
                 failure_config=FailureConfig(max_failures=where.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT),
             ),
@@ -123,6 +123,14 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
     if len(set(hashes.values())) > 1:
         raise EngineError("the workers ended with different weights: report this, with the recipe")
     return Trained(state, hashes)
+
+
+def describe(address: str) -> dict[str, float]:
+    """Nodes and resources of the cluster at an address. Raises EngineError when it does not answer."""
+    with _session(Where(1, "", address=address)):
+        resources = ray.cluster_resources()
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return {"nodes": nodes} | {name: resources[name] for name in ("CPU", "GPU") if name in resources}
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -239,7 +247,7 @@ def _session(where: Where) -> Iterator[None]:
         else:
             # An own environment variable RAY_ADDRESS must not turn a run on this machine into one on a cluster.
             ray.init("local", num_cpus=where.workers + 1, include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones too, such as for a machine that is too busy to start it
         place = f"at {storage.redact(where.address)}" if where.address else "here"
         line = " ".join(str(error).split())[:200]
         raise EngineError(f"Ray does not start {place}: {line}") from None
@@ -249,6 +257,13 @@ def _session(where: Where) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _storage(where: Where) -> dict[str, Any]:
+    if storage.is_local(where.storage):
+        return {"storage_path": storage.normalize(where.storage)}
+    files, path = storage.arrow_filesystem(where.storage)
+    return {"storage_filesystem": files, "storage_path": path}
 
 
 def _threads(where: Where) -> int | None:
