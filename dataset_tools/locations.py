@@ -59,8 +59,8 @@ def is_local(url: str | os.PathLike[str]) -> bool:
 
 
 def join(base: str | os.PathLike[str], *parts: str) -> str:
-    """`base`, normalised, with the parts below it."""
-    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
+    """`base`, normalised, with the parts below it; an empty part adds no slash, which a store would take for a name."""
+    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def as_text(path: str) -> str:

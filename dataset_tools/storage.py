@@ -331,7 +331,7 @@ def _told(url: str, doing: str) -> Iterator[None]:
 
 def _translated(url: str, doing: str, error: Exception) -> StorageError:
     what = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    what = redact(" ".join(what.split()))[:300]
+    what = redact(" ".join(what.split()))[:300].removesuffix(".")
     line = f"cannot {doing} {redact(url)}: {what}"
     if isinstance(error, PermissionError) or re.search(r"(?i)forbidden|access ?denied|credential|\b40[13]\b", what):
         return DeniedError(

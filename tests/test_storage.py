@@ -49,6 +49,7 @@ def test_relative_and_home_paths_become_absolute(tmp_path, monkeypatch):
 def test_joining_keeps_the_protocol():
     assert storage.join("gs://bucket/out/", "ledger/", "0.parquet") == "gs://bucket/out/ledger/0.parquet"
     assert storage.join("/", "a") == "/a"
+    assert storage.join("s3://bucket/set", "", "list.csv") == "s3://bucket/set/list.csv"
     assert [storage.is_local(name) for name in ("/a", "a", "file:///a", "gs://a", "memory://a")] == [True] * 3 + [
         False
     ] * 2

@@ -6,16 +6,19 @@ crop-faces is in test_crop_stores.py; `score` belongs here too.
 import json
 import subprocess
 import sys
+from urllib.parse import parse_qs, quote, urlsplit
 
+import fsspec
 import numpy as np
 import onnx
 import pytest
+import s3fs
 from onnx import numpy_helper
 
 from dataset_tools import storage
 from infer import evaluation
-from tests import labelled, toy_model, train_toy
-from tests.collection import ROOT
+from tests import collection, labelled, toy_model, train_toy
+from tests.collection import ROOT, crop_faces, faces, ledger, summary
 from tests.labelled import import_labels
 from tests.stores import BUCKET, KEY, S3_SERVER, SECRET, STORES, point_at_s3, s3_client, s3_server
 from tests.test_evaluate import data_set, ten_faces
@@ -59,8 +62,8 @@ def test_a_model_and_its_faces_are_evaluated_in_a_bucket(request, tmp_path, monk
     local = toy_model.folder(tmp_path / "m")
     told = evaluation_of(monkeypatch, local, data_set(tmp_path / "faces", ten_faces()), tmp_path / "out")
     store = request.getfixturevalue(f"{kind}_store")
-    model, faces = upload(local, f"{store}/m"), data_set(f"{store}/faces", ten_faces())
-    assert evaluation_of(monkeypatch, model, faces, f"{store}/out") == told
+    model, data = upload(local, f"{store}/m"), data_set(f"{store}/faces", ten_faces())
+    assert evaluation_of(monkeypatch, model, data, f"{store}/out") == told
     assert told["models"][0]["figures"]["accuracy"]["value"] == 0.8
     assert {"metrics.json", "predictions.parquet", "report.html"} == {
         url.rsplit("/", 1)[-1] for url, _ in storage.list_files(f"{store}/out")
@@ -95,6 +98,33 @@ def test_a_model_is_trained_in_a_bucket_checkpoints_included(request, tmp_path, 
     written = {url.removeprefix(f"{store}/model/") for url, _ in storage.list_files(f"{store}/model")}
     assert {"metrics.json", "model.keras", "model.onnx", "model.json", "README.md", "history.csv", "run.json"} < written
     assert any(name.startswith("checkpoints/checkpoint_") for name in written)
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_address_leaves_its_signature_in_nothing_that_is_shown_or_shared(s3_store, tmp_path):
+    photos = collection.make(tmp_path / "photos", faces=1)
+    bucket, _, folder = upload(photos, f"{s3_store}/photos").removeprefix("s3://").partition("/")
+    names = {"Bucket": bucket, "Key": f"{folder}/below/portrait-000.jpg"}
+    good, bad = (
+        s3_client(s3_server()).generate_presigned_url("get_object", names | key)
+        for key in ({}, {"Key": f"{folder}/gone.jpg"})
+    )
+    secrets = {value for name, (value,) in parse_qs(urlsplit(good).query).items() if name in ("Signature", "Expires")}
+    secrets |= {value for name, (value,) in parse_qs(urlsplit(bad).query).items() if name == "X-Amz-Signature"}
+    assert secrets
+    (tmp_path / "urls.txt").write_text(f"{good}\n{bad}\n{photos}/wall-0.png\n")
+    done = crop_faces(tmp_path / "urls.txt", "--out", tmp_path / "out", "--json", "--workers", 1, "--verbose")
+    told = summary(done)
+    assert (told["images"], told["faces"], told["failed"]) == (3, 1, 1)
+    # The listing is what a run that continues reads from; it has to know the address whole.
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "listing.parquet"]
+    shown = [done.stdout.encode(), done.stderr.encode(), *(path.read_bytes() for path in written)]
+    rows = [str(row) for row in ledger(tmp_path / "out") + faces(tmp_path / "out").drop_columns(["image"]).to_pylist()]
+    for secret in (SECRET, *secrets):
+        assert not any(secret.encode() in data or quote(secret, safe="").encode() in data for data in shown)
+        assert not any(secret in row or quote(secret, safe="") in row for row in rows)
 
 
 # --- Rights, keys and buckets, as MinIO has them ----------------------------------------------------------------------
@@ -149,8 +179,9 @@ def test_who_may_read_but_not_write_is_told_before_any_photo_is_read(
     upload(labelled.fer_folders(tmp_path / "fer"), f"{reading_is_public}/fer")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("FSSPEC_S3_ANON", "true")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})  # what FSSPEC_S3_ANON=true does at the start
+    s3fs.S3FileSystem.clear_instance_cache()
     assert import_labels(capsys, f"{reading_is_public}/fer", "--out", tmp_path / "out", "--json").summary["faces"] == 8
     line = refused(capsys, f"{reading_is_public}/fer", "--out", f"{reading_is_public}/out")
-    assert line.startswith(f"error: cannot write {reading_is_public}/out/listing.parquet: Access Denied.; check your")
-    assert "cannot list" in refused(capsys, f"s3://{BUCKET}/photos", "--out", tmp_path / "other")
+    assert line.startswith(f"error: cannot write {reading_is_public}/out/listing.parquet: Access Denied; check your")
+    assert "check your rights there" in refused(capsys, f"s3://{BUCKET}/photos", "--out", tmp_path / "other")

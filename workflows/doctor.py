@@ -16,8 +16,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workflows import cli
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 EXAMPLES = """examples:
   just doctor                                        this machine
@@ -109,7 +113,7 @@ def packages(lock: Path = Path(__file__).parent.parent / "requirements.lock") ->
             yield Check(what, OK, ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
-def _is_of(requirement: "Requirement", role: str) -> bool:  # type: ignore[name-defined]  # noqa: F821
+def _is_of(requirement: "Requirement", role: str) -> bool:
     if requirement.marker is None:
         return role == ""
     return (
@@ -117,7 +121,7 @@ def _is_of(requirement: "Requirement", role: str) -> bool:  # type: ignore[name-
     )
 
 
-def _fits(requirement: "Requirement", versions: dict[str, str | None]) -> bool:  # type: ignore[name-defined]  # noqa: F821
+def _fits(requirement: "Requirement", versions: dict[str, str | None]) -> bool:
     version = versions[requirement.name]
     return version is None or requirement.specifier.contains(version, prereleases=True)
 
