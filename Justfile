@@ -47,6 +47,12 @@ evaluate *ARGS: (_install "s3")
 score *ARGS: (_install "score,yunet,s3")
     @{{ python }} -m workflows.score_archive "$@"
 
+# Check this machine, and a bucket, Dask scheduler or Ray address if named; says what to do for each fault
+[group('jobs')]
+[no-cd]
+doctor *ARGS: (_install "s3")
+    @{{ python }} -m workflows.doctor "$@"
+
 # Crop the faces of a small collection of photos that two Python packages ship
 [group('jobs')]
 [no-cd]

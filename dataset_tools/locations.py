@@ -23,6 +23,14 @@ class MissingFileError(StorageError, FileNotFoundError):
     """Nothing has this name: the file, or the bucket, does not exist."""
 
 
+class DeniedError(StorageError, PermissionError):
+    """The store or the disk knows who asks, or has no way to know, and says no."""
+
+
+class OutageError(StorageError):
+    """The store gave no answer about this file, however often its client asked: the others would fare no better."""
+
+
 def normalize(url: str | os.PathLike[str]) -> str:
     """An absolute local path, or a URL with its protocol; neither ends in a slash.
 
@@ -51,8 +59,8 @@ def is_local(url: str | os.PathLike[str]) -> bool:
 
 
 def join(base: str | os.PathLike[str], *parts: str) -> str:
-    """`base`, normalised, with the parts below it."""
-    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
+    """`base`, normalised, with the parts below it; an empty part adds no slash, which a store would take for a name."""
+    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
 
 
 def as_text(path: str) -> str:

@@ -256,10 +256,11 @@ PAUSES_S = (0.2, 1.0)
 
 
 def read_images(refs: Sequence[ImageRef], limits: Limits) -> Iterator[tuple[ImageRef, bytes | Failure]]:
-    """Each ref with its bytes, or the reason why there are none: every ref once, in order, nothing raised.
+    """Each ref with its bytes, or the reason why there are none: every ref once, in order.
 
     Refs that follow each other in one container share an open file, so hand them over in the order of the listing. A
-    store that fails is asked three times. Memory holds one image at a time (of a Parquet file, some rows).
+    read that fails is tried three times. Memory holds one image at a time (of a Parquet file, some rows). A store that
+    is down raises OutageError: it would else turn every image that is left into one that failed.
     """
     for (_, kind), group in itertools.groupby(refs, key=lambda ref: (ref.container, ref.kind)):
         if kind == "file":
@@ -275,6 +276,8 @@ def _read_file(ref: ImageRef, limits: Limits) -> bytes | Failure:
     for pause_s in (*PAUSES_S[: TRIES - 1], None):
         try:
             data = storage.read_bytes(ref.container, 0, limits.max_image_bytes + 1)
+        except storage.OutageError:
+            raise
         except OSError as error:
             if pause_s is None or is_final(error):
                 return unreadable(error)
@@ -293,6 +296,8 @@ def _read_group(refs: Sequence[ImageRef], limits: Limits) -> Iterator[tuple[Imag
             for data in read_members(refs[done:], limits):
                 yield refs[done], data
                 done, tries, patience = done + 1, 0, TRIES
+        except storage.OutageError:
+            raise
         except OSError as error:
             tries += 1
             if is_final(error):

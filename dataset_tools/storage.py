@@ -1,12 +1,14 @@
 """Files on a disk or in an object store, by one name: an absolute POSIX path or a URL, through fsspec.
 
 A file appears whole or not at all, so that its existence may mean that it is complete. What fails raises StorageError:
-one line that names the next step and never shows a credential.
+one line that names the next step and never shows a credential. Nothing is tried again here: the clients of the stores
+do that, five times and more, also for a read that breaks off in the middle (tests/test_faults.py).
 """
 
 import errno
 import glob as glob_module
 import io
+import logging
 import os
 import re
 import secrets
@@ -21,7 +23,9 @@ from typing import IO, Any
 import fsspec
 
 from dataset_tools.locations import (
+    DeniedError,
     MissingFileError,
+    OutageError,
     StorageError,
     as_text,
     is_local,
@@ -33,8 +37,11 @@ from dataset_tools.locations import (
 
 # Names are part of this module for everybody else: `storage` is the one door to files.
 __all__ = [
+    "DeniedError",
     "MissingFileError",
+    "OutageError",
     "StorageError",
+    "arrow_filesystem",
     "as_text",
     "exists",
     "file_size",
@@ -124,8 +131,10 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
             return bytes(fs.cat_file(path, start=start, end=end))
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception:
+        except Exception as error:
             # Stores answer a range of an empty object, or past the end, with an error (416) of their own class.
+            if not re.search(r"(?i)range|not satisfiable|416", str(error)):
+                raise
             size = fs.info(path).get("size")
             if size is not None and (start or 0) >= size:
                 return b""
@@ -258,6 +267,17 @@ def remove_tree(url: str) -> None:
             fs.rm(path, recursive=True)
 
 
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a store for Arrow, and the URL's name in it: the same client and the same rights as here.
+
+    Arrow's own clients read other settings: they know no endpoint of GCS but Google's.
+    """
+    import pyarrow.fs  # for training alone
+
+    fs, path = _filesystem(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
 def remove_partials(folder: str) -> int:
     """Remove what killed writers left under a local folder, and say how many; for when no other writer runs there."""
     removed = 0
@@ -272,6 +292,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and its name for it. Listings are never cached: others write meanwhile."""
     name = normalize(url)
     protocol = protocol_of(name)
+    if protocol == "gs":
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of what it also raises
     if protocol == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
         # gcsfs asks Google's control plane for the bucket's kind, which no emulator answers: a wait of 60 s.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -297,22 +319,39 @@ def _told(url: str, doing: str) -> Iterator[None]:
     except (StorageError, GeneratorExit):
         raise
     except FileNotFoundError:
-        raise MissingFileError(f"cannot {doing} {redact(url)}: it does not exist") from None
-    except OSError as error:
-        raise StorageError(_line(url, doing, error)) from error
+        # An object store has no folders that could be missing: a write there misses its bucket.
+        what = "its bucket does not exist" if doing == "write" and not is_local(url) else "it does not exist"
+        raise MissingFileError(f"cannot {doing} {redact(url)}: {what}") from None
     except Exception as error:
-        if is_local(url) or type(error).__module__.partition(".")[0] not in _STORE_PACKAGES:
+        of_a_store = type(error).__module__.partition(".")[0] in _STORE_PACKAGES and not is_local(url)
+        if not isinstance(error, OSError) and not of_a_store:
             raise
-        raise StorageError(_line(url, doing, error)) from error
+        raise _translated(url, doing, error) from error
 
 
-def _line(url: str, doing: str, error: Exception) -> str:
+def _translated(url: str, doing: str, error: Exception) -> StorageError:
     what = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    what = redact(" ".join(what.split()))[:300]
-    step = ""
-    if isinstance(error, PermissionError) or re.search(r"(?i)forbidden|access ?denied|credential|401|403", what):
-        step = "; check your rights there" + ("" if is_local(url) else _CREDENTIALS.get(protocol_of(url), ""))
-    return f"cannot {doing} {redact(url)}: {what}{step}"
+    what = redact(" ".join(what.split()))[:300].removesuffix(".")
+    line = f"cannot {doing} {redact(url)}: {what}"
+    if isinstance(error, PermissionError) or re.search(r"(?i)forbidden|access ?denied|credential|\b40[13]\b", what):
+        return DeniedError(
+            f"{line}; check your rights there" + ("" if is_local(url) else _CREDENTIALS.get(protocol_of(url), ""))
+        )
+    # Each web address has a server of its own, and one that is gone says nothing about the next.
+    if not is_local(url) and protocol_of(url) not in ("http", "https") and _is_outage(error):
+        return OutageError(line)
+    return StorageError(line)
+
+
+def _is_outage(error: Exception) -> bool:
+    """No connection, no answer in time, or one that says that the store itself is at fault (429 and 5xx)."""
+    answer = getattr(error.__cause__, "response", None)  # s3fs: of botocore's error
+    status = answer["ResponseMetadata"].get("HTTPStatusCode") if answer else getattr(error, "code", None)
+    if isinstance(status, int):
+        return status == 429 or status >= 500
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return any(f"{kind.__module__.partition('.')[0]}.{kind.__name__}" in _NO_ANSWER for kind in type(error).__mro__)
 
 
 def _open_regular(path: str) -> IO[bytes]:
@@ -389,4 +428,10 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+_NO_ANSWER = {
+    "aiohttp.ClientError",
+    "botocore.HTTPClientError",
+    "botocore.ConnectionError",
+    "requests.RequestException",
+}
 _STORE_PACKAGES = {"aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "s3fs"}

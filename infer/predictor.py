@@ -93,8 +93,6 @@ def _read(place: str, told: str, name: str) -> bytes:
         ]
         step = f"it holds {' and '.join(there)}" if there else "name the folder that training wrote"
         raise PredictorError(f"{told} has no {name}: {step}") from None
-    except storage.StorageError as error:
-        raise PredictorError(str(error)) from None
 
 
 def _check_labels(spec: ModelSpec, told: str) -> None:

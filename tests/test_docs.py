@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from workflows import crop_faces, evaluate, export_model, import_labels, train_expressions
+from workflows import crop_faces, doctor, evaluate, export_model, import_labels, train_expressions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+NAMES = ("crop-faces", "import-labels", "train", "export", "evaluate", "doctor")
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.S)
     for line in block.splitlines()
-    if line.startswith(tuple(f"just {name}" for name in ("crop-faces", "import-labels", "train", "export", "evaluate")))
+    if line.startswith(tuple(f"just {name}" for name in NAMES))
 ]
 PARSERS = {
     "crop-faces": crop_faces.build_parser,
@@ -23,6 +24,7 @@ PARSERS = {
     "evaluate": evaluate.build_parser,
     "export": export_model.build_parser,
     "train": train_expressions.build_parser,
+    "doctor": doctor.build_parser,
 }
 
 

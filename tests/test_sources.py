@@ -31,8 +31,6 @@ from dataset_tools.limits import Limits
 from dataset_tools.sources import Listing, SourceError, list_images, read_images
 from schemas.outcomes import Failure, Reason
 
-pytest_plugins = ("tests.stores",)
-
 LIMITS = Limits()
 
 

@@ -12,9 +12,7 @@ import pytest
 
 from dataset_tools import storage
 from dataset_tools.storage import MissingFileError, StorageError
-
-pytest_plugins = ("tests.stores",)
-
+from tests.stores import STORES
 
 # --- Names ------------------------------------------------------------------------------------------------------------
 
@@ -51,6 +49,7 @@ def test_relative_and_home_paths_become_absolute(tmp_path, monkeypatch):
 def test_joining_keeps_the_protocol():
     assert storage.join("gs://bucket/out/", "ledger/", "0.parquet") == "gs://bucket/out/ledger/0.parquet"
     assert storage.join("/", "a") == "/a"
+    assert storage.join("s3://bucket/set", "", "list.csv") == "s3://bucket/set/list.csv"
     assert [storage.is_local(name) for name in ("/a", "a", "file:///a", "gs://a", "memory://a")] == [True] * 3 + [
         False
     ] * 2
@@ -308,7 +307,7 @@ def test_a_missing_right_is_told_with_the_next_step_and_without_secrets(monkeypa
     )
 
 
-@pytest.mark.parametrize("kind", ["s3", "gcs"])
+@pytest.mark.parametrize("kind", STORES)
 def test_listings_see_what_others_write_meanwhile(request, kind):
     folder = request.getfixturevalue(f"{kind}_store")
     storage.write_bytes(f"{folder}/1", b"1")

@@ -58,7 +58,7 @@ def crop_faces(args: argparse.Namespace, recipe: Recipe) -> int:
         summary = _finish(job, manifest, processed, time.monotonic() - started)
     except (sources.SourceError, FolderError, ManifestError, UnknownLabelError, DetectorError) as error:
         raise cli.UserError(str(error)) from None
-    except storage.MissingFileError as error:
+    except (storage.MissingFileError, storage.DeniedError) as error:
         raise cli.UserError(str(error)) from None
     except (OSError, dask_engine.EngineError) as error:  # a full disk, a store that refuses, a cluster that is gone
         raise cli.RunError(f"{error} (the same command continues)") from None

@@ -25,6 +25,7 @@ _REPORT_EVERY_S = 0.5
 _TASKS_PER_WORKER = 2
 """Waiting work for each process: one being done and one at hand, so that none waits for the scheduler."""
 _MOST_CAREFUL_TRIES = 50
+_COMPARED = ("facemill", "dask", "distributed", "numpy", "opencv-python-headless", "onnxruntime", "pillow", "pyarrow")
 _WATCH_EVERY_S = 1.0
 _REPLACE_AFTER_S = 15.0
 """Longer than a restart takes on a busy machine."""
@@ -48,6 +49,41 @@ class Where:
 class ShardDone:
     shard: int
     counts: Counts
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """differences: of versions on the workers from those here, a line each."""
+
+    workers: int
+    threads: int
+    differences: list[str]
+
+
+def describe(address: str) -> Cluster:
+    """What stands behind the address of a scheduler. Raises EngineError when nobody answers there."""
+
+    # Made in here, it travels by value: a worker may not have this project at all.
+    def versions(names: tuple[str, ...]) -> dict[str, str]:
+        import platform
+        from importlib import metadata
+
+        found = {"python": platform.python_version()}
+        for name in names:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+        return found
+
+    with _client(Where(0, address)) as client:
+        threads = client.nthreads()
+        here, there = versions(_COMPARED), client.run(versions, _COMPARED)
+    wrong = {
+        f"{name} {of_one.get(name, 'missing')} there, {version} here"
+        for of_one in there.values()
+        for name, version in here.items()
+        if of_one.get(name) != version
+    }
+    return Cluster(len(threads), sum(threads.values()), sorted(wrong))
 
 
 class DetectorPlugin(WorkerPlugin):

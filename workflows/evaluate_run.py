@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace) -> int:
         result = _measured(args, models, maps, data, scores, shared)
         cli.note("writing the report")
         _write(out, result, models, scores, _any(shared.values(), len(scores.reasons)))
-    except (PredictorError, DataSetError, storage.MissingFileError) as error:
+    except (PredictorError, DataSetError, storage.MissingFileError, storage.DeniedError) as error:
         raise cli.UserError(str(error)) from None
     except OSError as error:
         raise cli.RunError(str(error)) from None

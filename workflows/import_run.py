@@ -100,7 +100,7 @@ def import_labels(args: argparse.Namespace) -> int:
         summary = import_sums.finish(job.folder, manifest, effort)
     except (SourceError, FolderError, ManifestError, UnknownLabelError, UnmappedError, DetectorError) as error:
         raise cli.UserError(str(error)) from None
-    except storage.MissingFileError as error:
+    except (storage.MissingFileError, storage.DeniedError) as error:
         raise cli.UserError(str(error)) from None
     except BrokenProcessPool:
         raise cli.RunError("a worker process died, perhaps of too little memory (the same command continues)") from None

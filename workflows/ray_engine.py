@@ -103,7 +103,7 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=where.gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 name=RUN_NAME,
-                storage_path=storage.normalize(where.storage),
+                **_storage(where),
                 failure_config=FailureConfig(max_failures=where.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=_KEPT),
             ),
@@ -125,6 +125,14 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
     if len(set(hashes.values())) > 1:
         raise EngineError("the workers ended with different weights: report this, with the recipe")
     return Trained(state, hashes)
+
+
+def describe(address: str) -> dict[str, float]:
+    """Nodes and resources of the cluster at an address. Raises EngineError when it does not answer."""
+    with _session(Where(1, "", address=address)):
+        resources = ray.cluster_resources()
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return {"nodes": nodes} | {name: resources[name] for name in ("CPU", "GPU") if name in resources}
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -270,6 +278,13 @@ def _check_answers(address: str) -> None:
             f"no Ray answers at {storage.redact(address)} ({error.strerror or error}): is the cluster up, and its port "
             "open? ray:// wants the port of its client server, 10001, an address without it that of its head, 6379"
         ) from None
+
+
+def _storage(where: Where) -> dict[str, Any]:
+    if storage.is_local(where.storage):
+        return {"storage_path": storage.normalize(where.storage)}
+    files, path = storage.arrow_filesystem(where.storage)
+    return {"storage_filesystem": files, "storage_path": path}
 
 
 def _threads(where: Where) -> int | None:

@@ -53,7 +53,7 @@ def train_expressions(args: argparse.Namespace) -> int:
         results = [_train(run, overwrite=args.overwrite) for run in runs]
     except (DataError, RecipeError, models.ModelError, TrainError, ray_engine.JobError) as error:
         raise cli.UserError(str(error)) from None
-    except storage.MissingFileError as error:
+    except (storage.MissingFileError, storage.DeniedError) as error:
         raise cli.UserError(str(error)) from None
     except (OSError, ray_engine.EngineError, ExportError) as error:
         raise cli.RunError(str(error)) from None

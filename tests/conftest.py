@@ -1,0 +1,3 @@
+"""The object stores are there for every test that asks."""
+
+pytest_plugins = ("tests.stores",)
