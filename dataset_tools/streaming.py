@@ -23,7 +23,7 @@ Streamed = tuple[ImageRef, bytes | Failure] | str
 
 
 def stream_archive(archive: ImageRef, limits: Limits) -> Iterator[Streamed]:
-    """Every member of an archive (a ref of kind "archive"); nothing is raised but OutageError, for a store that is down.
+    """Every member of an archive (a ref of kind "archive"). Raises OutageError alone, for a store that is down.
 
     What is wrong with the archive itself, a bound that it passes included, is a failure with the archive's own key
     after the members before it. A store that fails is asked three times. Memory holds one image at a time.

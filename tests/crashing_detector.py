@@ -7,9 +7,9 @@ import os
 import signal
 import time
 
-from dataset_tools import detection
+from workflows import dask_engine
 
-_load = detection.load_detector
+_load = dask_engine.load_detector
 
 
 def _load_crashing(settings):
@@ -24,4 +24,4 @@ def _load_crashing(settings):
     return detect
 
 
-detection.load_detector = _load_crashing
+dask_engine.load_detector = _load_crashing

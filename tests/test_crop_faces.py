@@ -8,6 +8,8 @@ from distributed import LocalCluster
 from dataset_tools.encoding import encode
 from tests import collection
 from tests.collection import crop_faces, faces, ledger, summary
+from workflows import dask_engine
+from workflows.crop_faces import main
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +136,12 @@ def test_a_dry_run_tells_and_writes_nothing(photos, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_failures_than_allowed_exit_with_3(run, photos):
+@pytest.mark.parametrize(("bound", "code"), [("2", 0), ("1", 3), ("10%", 3)])
+def test_more_failures_than_allowed_exit_with_3(run, photos, bound, code):
     out, _ = run
-    options = (photos, "--out", out, "--split", "0.5,0.25,0.25", "--yolo", "pose")
-    assert crop_faces(*options, "--max-failed", 2).returncode == 0
-    assert crop_faces(*options, "--max-failed", 1).returncode == 3
-    assert crop_faces(*options, "--max-failed", "10%").returncode == 3
+    with pytest.raises(SystemExit) as ended:
+        main([str(photos), "--out", str(out), "--split", "0.5,0.25,0.25", "--yolo", "pose", "--max-failed", bound])
+    assert ended.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -159,12 +161,15 @@ def test_more_failures_than_allowed_exit_with_3(run, photos):
         (("{photos}", "--out", "{tmp}"), "is not empty and holds no run of facemill: choose another --out\n"),
     ],
 )
-def test_a_users_error_is_one_line(photos, tmp_path, arguments, message):
+def test_a_users_error_is_one_line(photos, tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.setattr(dask_engine, "_CONNECT_S", 1)
     (tmp_path / "mine").write_text("")
     names = {"photos": photos, "tmp": tmp_path}
-    done = crop_faces(*(argument.format(**names) for argument in arguments))
-    assert done.returncode == (1 if "scheduler" in message else 2)
-    last = done.stderr.splitlines()[-1] + "\n"
+    with pytest.raises(SystemExit) as ended:
+        main([argument.format(**names) for argument in arguments])
+    assert ended.value.code == (1 if "scheduler" in message else 2)
+    told = capfd.readouterr().err
+    last = told.splitlines()[-1] + "\n"
     assert message.format(**names) in last
     assert last.startswith("error: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in told

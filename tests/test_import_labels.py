@@ -337,7 +337,9 @@ def test_a_run_that_is_killed_continues_to_the_same_faces(emotion_small, tmp_pat
         **{"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True},
     )
     deadline = time.monotonic() + 120
-    while not list((out / "done").glob("*.json")) and time.monotonic() < deadline:
+    while not list((out / "done").glob("*.json")):
+        assert process.poll() is None, "ended too early"
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -64,10 +64,9 @@ def started(*arguments, env=SLOW):
 
 
 def workers_of(process):
-    """The worker processes of a run (Dask starts them by multiprocessing's spawn)."""
+    """The worker processes of a run: Dask has them forked off a server, which is a child of the command."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [worker for child in psutil.Process(process.pid).children() for worker in child.children()]
     return []
 
 

@@ -113,4 +113,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    cli.without_pandas()
     main(sys.argv[1:])

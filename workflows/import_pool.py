@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataset_tools.counts import Counts
 from dataset_tools.detection import Detector, DetectorSettings, load_detector
 from dataset_tools.importers.shard import ImportTask, run_shard
+from workflows import cli
 
 
 def run(tasks: Iterator[ImportTask], settings: DetectorSettings | None, workers: int) -> Iterator[Counts]:
@@ -58,6 +59,7 @@ def _start_worker(settings: DetectorSettings | None) -> None:
     global _worker_detector
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cli.without_pandas()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_detector = load_detector(settings) if settings else None
 

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from workflows import crop_faces
+from workflows import cli, crop_faces
 
 _PHOTOS = {"skimage": "data/*.[jp][pn]g", "matplotlib": "mpl-data/sample_data/*.[jp][pn]g"}
 
@@ -21,4 +21,5 @@ def sources() -> list[str]:
 
 
 if __name__ == "__main__":
+    cli.without_pandas()
     crop_faces.main([*sources(), "--out", "sample-faces", *sys.argv[1:]])
