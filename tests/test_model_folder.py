@@ -88,6 +88,13 @@ def test_every_validation_face_has_a_row_and_the_figures_are_those_of_the_rows(m
     assert figures["log_loss"] == pytest.approx(-np.mean(np.log(given)), abs=1e-6)
 
 
+def test_a_face_that_is_more_often_wrong_than_right_is_not_sure(model):
+    out, _ = model
+    assert load_predictor(out).spec.threshold == 0.5
+    rows = [row for row in table_of(out).to_pylist() if row["reason"] is None]
+    assert [row["not_sure"] for row in rows] == [row["confidence"] < 0.5 for row in rows]
+
+
 @pytest.mark.parametrize("runtime", ["keras", "onnx"])
 def test_serving_gives_what_training_saw(model, dataset, runtime):
     """From the crops in the data set, by the predictor's own way, to the probabilities that training computed."""

@@ -73,7 +73,8 @@ def model_card(
         "## Files",
         "",
         f"`model.keras` is the master (sha256 `{spec.fingerprint}`). `model.json` says how a crop is prepared; "
-        f"probabilities are softmax(logits / {spec.temperature:.4f}). `history.csv` has a row for each epoch.",
+        f"probabilities are softmax(logits / {spec.temperature:.4f}), and a face whose best is below "
+        f"{spec.threshold:g} is not sure. `history.csv` has a row for each epoch.",
         "",
         "## Limits",
         "",

@@ -38,6 +38,9 @@ PREDICTIONS_FILE = "predictions_validation.parquet"
 _FILES = ("metrics.json", "README.md", "model.json", "model.keras", "history.csv", PREDICTIONS_FILE)
 _FOLDERS = ("plots", "tensorboard")
 
+_NOT_SURE_BELOW = 0.5
+"""Of a calibrated confidence: below it the answer is more often wrong than right."""
+
 
 def clear(out: str) -> None:
     """Remove what `write_model_folder` and exports have left, metrics.json first: without it no model is complete."""
@@ -56,7 +59,8 @@ def write_model_folder(
     faces, readable = load(rows, job.spec)
     labels = rows.labels[readable]
     logits = logits_of(model, faces)
-    spec = replace(job.spec, temperature=float(fit_temperature(logits, labels)))
+    temperature = float(fit_temperature(logits, labels))
+    spec = replace(job.spec, temperature=temperature, threshold=_NOT_SURE_BELOW)
     kept = max(at for at, row in enumerate(state.history) if row["best"])
     best = state.history[kept]
     figures = _figures(logits, labels, spec)
