@@ -92,6 +92,12 @@ bench-crop *ARGS: (_install "dev")
 bench-train *ARGS: (_install "dev")
     @PYTHONPATH={{ here }} {{ python }} -m benchmarks.train "$@"
 
+# What Beam costs beside a plain loop over the same functions, what a second process gains, and the package `fer` beside it
+[group('benchmarks')]
+[no-cd]
+bench-score *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.score "$@"
+
 # Write the lock file anew from pyproject.toml
 [group('development')]
 lock:

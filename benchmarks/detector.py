@@ -331,7 +331,7 @@ def report(photos: list[Photo], outcomes: dict[str, Outcome], args: argparse.Nam
         cells.append(f"{outcome.peak_mb:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     header = [
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {_cpu_name()}, {os.cpu_count()} cores (one used), "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {cpu_name()}, {os.cpu_count()} cores (one used), "
         f"Python {platform.python_version()}, {_versions()}.",
         f"{len(photos)} photos, {len(annotated)} of them annotated; speed on {len(shared)} of {megapixels:.0f} MP, "
         f"{args.rounds} rounds. Command: `python -m benchmarks.detector --photos {args.photos} --rounds {args.rounds}`",
@@ -358,13 +358,14 @@ def _round_seconds(outcome: Outcome, shared: list[int]) -> list[float]:
     return [sum(seconds) for seconds in zip(*(outcome.seconds[i] for i in shared), strict=True)]
 
 
-def write_doc(table: str, doc: Path = DOC) -> None:
-    """Put the table between the document's two markers. Raises BenchmarkError when they are not there."""
+def write_doc(table: str, doc: Path = DOC, name: str = "bench-detector") -> None:
+    """Put the table between the document's two markers of this name. Raises BenchmarkError when they are not there."""
+    start, end = (f"<!-- {name}: {side} -->" for side in ("start", "end"))
     text = doc.read_text(encoding="utf-8")
-    if DOC_START not in text or DOC_END not in text:
-        raise BenchmarkError(f"{doc} has lost its lines {DOC_START} and {DOC_END}")
-    before, after = text.split(DOC_START)[0], text.split(DOC_END)[1]
-    doc.write_text(f"{before}{DOC_START}\n\n{table}\n\n{DOC_END}{after}", encoding="utf-8")
+    if start not in text or end not in text:
+        raise BenchmarkError(f"{doc} has lost its lines {start} and {end}")
+    before, after = text.split(start)[0], text.split(end)[1]
+    doc.write_text(f"{before}{start}\n\n{table}\n\n{end}{after}", encoding="utf-8")
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -391,7 +392,7 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

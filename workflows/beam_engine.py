@@ -1,19 +1,14 @@
 """The scoring pipeline on a Beam runner: units and options in, the job's metrics out. Only this module runs Beam.
 
 Without --runner it is Beam's own FnApiRunner, with a process for each core; it is named in full, since a plain
-DirectRunner first tries to fetch another runner from the internet. `python -m workflows.beam_engine` is the process
-that `beam_job` starts.
+DirectRunner first tries to fetch another runner from the internet. `beam_process` says in which processes this runs.
 """
 
 import argparse
 import contextlib
-import json
 import logging
-import os
-import pickle
-import signal
+import shlex
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,10 +16,12 @@ import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from infer.beam_score import NAMESPACE, build
 from infer.scoring import Scoring, Unit
-from workflows.beam_job import WORKER_DIED, Where
+from workflows.beam_job import Where
+from workflows.beam_process import WORKER
 
 
 def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]:
@@ -35,15 +32,28 @@ def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]
         runner = FnApiRunner()
         direct = options.view_as(DirectOptions)
         if not any(word.startswith("--direct_running_mode") for word in where.options):
-            direct.direct_running_mode = "in_memory" if where.in_process else "multi_processing"
+            # One worker needs no process beside the job's, which has one of its own already.
+            alone = where.in_process or where.workers == 1
+            direct.direct_running_mode = "in_memory" if alone else "multi_processing"
         if not any(word.startswith("--direct_num_workers") for word in where.options):
             direct.direct_num_workers = 1 if direct.direct_running_mode == "in_memory" else where.workers
+        if direct.direct_running_mode == "multi_processing":
+            command = f"exec {shlex.quote(sys.executable)} -P -m workflows.beam_process {WORKER}"
+            runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+            direct.direct_running_mode = "in_memory"  # or it would put its own command in the place of this one
     with _quiet():
         pipeline = beam.Pipeline(runner=runner, options=options)
         build(pipeline, units, scoring)
         result = pipeline.run()
         result.wait_until_finish()
     return _counters(result)
+
+
+def run_worker() -> None:
+    """The life of one worker process, as the runner's environment variables tell it."""
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main([])
 
 
 def _counters(result: Any) -> dict[str, int]:
@@ -82,43 +92,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for one, level in zip(loggers, before, strict=True):
             one.setLevel(level)
-
-
-def main() -> None:
-    """The job that comes on standard input; its counters, or the error as one line, go to standard output as JSON."""
-    units, scoring, where = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if where.local:
-        threading.excepthook = _end_with_worker
-    told: dict[str, Any]
-    try:
-        told = {"counters": run(units, scoring, where)}
-    except Exception as error:
-        logging.getLogger("facemill").info("the job failed", exc_info=True)
-        told = {"error": _line(error)}
-    sys.stdout.write(json.dumps(told))
-    sys.stdout.flush()
-    os._exit("error" in told)  # Beam's threads may still wait for workers that nobody needs any more
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os.killpg(0, signal.SIGKILL)
-
-
-def _end_with_worker(told: threading.ExceptHookArgs) -> None:
-    """Beam watches each worker process in a thread of this name, which raises when it died, and then waits for it."""
-    if told.thread is not None and told.thread.name == "run_worker":
-        os._exit(WORKER_DIED)
-
-
-def _line(error: Exception) -> str:
-    """The last line of the last traceback in the text: Beam wraps an error of a worker in its own, several times."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    wanted = [line for line in lines if ": " in line and not line.startswith(("File ", "Traceback"))]
-    text = (wanted or lines or [type(error).__name__])[-1]
-    return text.rpartition(" [while running")[0] or text
-
-
-if __name__ == "__main__":
-    main()

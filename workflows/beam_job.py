@@ -15,10 +15,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from infer import score_journal
 from infer.scoring import Scoring, Unit
 
-WORKER_DIED = 86
-"""Exit code of the job's process when one of its workers died."""
 _LOCAL = ("", "fnapirunner", "directrunner", "bundlebaseddirectrunner")
 _END_S = 10.0
 
@@ -57,7 +56,7 @@ def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]
 
         return beam_engine.run(units, scoring, where)
     job = subprocess.Popen(
-        [sys.executable, "-P", "-m", "workflows.beam_engine"],
+        [sys.executable, "-P", "-m", "workflows.beam_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -80,7 +79,9 @@ def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]
         with contextlib.suppress(BrokenPipeError):
             job.stdin.close()
         job.stdout.close()
-    if job.returncode == WORKER_DIED or (job.returncode < 0 and where.local):
+    if job.returncode < 0 and where.local:
+        if said:
+            score_journal.acquit(scoring.out, json.loads(said).get("alive", ()))
         raise WorkerDiedError("a worker process died")
     try:
         told = json.loads(said)

@@ -24,7 +24,7 @@ from dataset_tools.crop import CropRecipe
 from dataset_tools.detection import DetectorError, load_detector
 from dataset_tools.faces import Recipe
 from dataset_tools.run_folder import FolderError, RunFolder, listing_starts
-from infer import score_page, score_parts
+from infer import score_journal, score_page, score_parts
 from infer.predictor import RUNTIMES, Predictor, PredictorError, load_predictor
 from infer.score_counts import ScoreCounts
 from infer.scoring import FaceSource, Scoring, Unit, crop_recipe, read_pieces, score_piece
@@ -39,8 +39,10 @@ _SEGMENT_IMAGES = 2048
 _UNITS_PER_WORKER = 16
 """Beam deals the units out beforehand, so many small ones even out what some take longer."""
 _CLUSTER_WORKERS = 32
-_TRIES_WITHOUT_GAIN = 4
-"""One death in the dark, two with each image noted, and the try that leaves the image alone."""
+_TRIES_WITHOUT_GAIN = 8
+"""One death in the dark, two with each image noted, and the try that leaves the image alone; two units may take turns."""
+_MOST_GIVEN_UP = 8
+"""So many images in units that are not complete look like a broken installation, which would kill for each image."""
 _LOOK_S = 1.0
 _LOOK_REMOTE_S = 15.0
 _SAMPLE_IMAGES = 24
@@ -172,18 +174,22 @@ def _run(job: Job, listing: sources.Listing, manifest: Manifest) -> dict[str, in
         )
     tries = 0
     while waiting := [unit for unit in range(manifest.shards) if unit not in watched.done]:
-        segments = watched.segments
+        segments, given_up = watched.segments, score_journal.given_up(job.folder.out)
         units = [Unit(unit, starts[unit], starts[unit + 1]) for unit in waiting]
         try:
             with watched.watching():
                 found = beam_job.run(units, scoring, job.where)
         except beam_job.WorkerDiedError as error:
             watched.look()
-            tries = 0 if watched.segments > segments else tries + 1
+            further = watched.segments > segments or given_up < score_journal.given_up(job.folder.out) <= _MOST_GIVEN_UP
+            tries = 0 if further else tries + 1
             if tries == _TRIES_WITHOUT_GAIN:
                 raise beam_job.EngineError(f"{error} {tries} times without getting any further") from None
             cli.note(f"{error}; going on with what is left")
             continue
+        except KeyboardInterrupt:
+            score_journal.acquit(job.folder.out)
+            raise
         counters = {name: counters.get(name, 0) + value for name, value in found.items()}
         watched.look()
         if left := [unit for unit in waiting if unit not in watched.done]:
