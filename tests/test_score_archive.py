@@ -112,7 +112,7 @@ def watched(folder: Path) -> Iterator[list[int]]:
 @pytest.mark.timeout(900)
 def test_workers_that_run_onnx_import_no_tensorflow_and_no_pandas(tmp_path, model):
     source = collection.make(tmp_path / "photos", faces=3)
-    arguments = (source, "--model", model, "--out", tmp_path / "out", "--json", "--workers", 2)
+    arguments = (source, "--model", model, "--out", tmp_path / "out", "--json", "--workers", 2, "-v")
     done = score_toy.score(*arguments, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
     told = score_toy.summary(done)
     assert (told["images"], told["scored"], told["no_face"], told["failed"]) == (8, 3, 3, 2)

@@ -40,7 +40,7 @@ _UNITS_PER_WORKER = 16
 """Beam deals the units out beforehand, so many small ones even out what some take longer."""
 _CLUSTER_WORKERS = 32
 _TRIES_WITHOUT_GAIN = 8
-"""One death in the dark, two with each image noted, and the try that leaves the image alone; two units may take turns."""
+"""One death in the dark, two with each image noted, the try that leaves the image alone; two units may take turns."""
 _MOST_GIVEN_UP = 8
 """So many images in units that are not complete look like a broken installation, which would kill for each image."""
 _LOOK_S = 1.0
@@ -104,6 +104,7 @@ def _job(args: argparse.Namespace, options: tuple[str, ...]) -> Job:
         options=options,
         workers=args.workers or len(os.sched_getaffinity(0)),
         in_process=any(name.startswith("memory://") for name in remote),
+        verbose=args.verbose,
     )
     if where.runner == "dataflowrunner" and storage.is_local(out):
         raise cli.UserError(f"Dataflow's workers cannot write to {out} on this machine: name a gs:// URL with --out")
