@@ -120,4 +120,4 @@ def test_workers_that_run_onnx_import_no_tensorflow_and_no_pandas(tmp_path, mode
     assert imported["infer.predictor"] == 4  # the command, the job and two workers
     assert imported["apache_beam.runners.worker.sdk_worker_main"] == 3  # of the command alone not
     assert not {"tensorflow", "keras", "boto3"} & set(imported)
-    assert imported["pandas"] <= 1  # of the command, where pyarrow asks for it
+    assert imported["pandas.core.frame"] <= 1  # of the command, where pyarrow asks for it
