@@ -39,6 +39,8 @@ def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]
             direct.direct_num_workers = 1 if direct.direct_running_mode == "in_memory" else where.workers
         if direct.direct_running_mode == "multi_processing":
             command = f"exec {shlex.quote(sys.executable)} -P -m workflows.beam_process {WORKER}"
+            if not where.verbose:
+                command += " 2>/dev/null"  # Beam's workers print the traceback of an error that is told as one line
             runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
             direct.direct_running_mode = "in_memory"  # or it would put its own command in the place of this one
     with _quiet():

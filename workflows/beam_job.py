@@ -33,11 +33,12 @@ class WorkerDiedError(EngineError):
 @dataclass(frozen=True)
 class Where:
     """options: Beam's, a word each (`--runner=X`). workers: processes here, where the runner is the local one.
-    in_process: in this process, for `memory://`, which others cannot see."""
+    in_process: in this process, for `memory://`, which others cannot see. verbose: show what Beam logs."""
 
     options: tuple[str, ...]
     workers: int
     in_process: bool = False
+    verbose: bool = False
 
     @property
     def runner(self) -> str:

@@ -55,6 +55,7 @@ def _run_job() -> None:
     """The job that comes on standard input; its counters, or the error as one line, go to standard output as JSON."""
     units, scoring, where = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO if where.verbose else logging.ERROR)
     if where.local:
         threading.excepthook = partial(_end_with_worker, scoring.out)
         _keep_out()

@@ -104,6 +104,7 @@ def _job(args: argparse.Namespace, options: tuple[str, ...]) -> Job:
         options=options,
         workers=args.workers or len(os.sched_getaffinity(0)),
         in_process=any(name.startswith("memory://") for name in remote),
+        verbose=args.verbose,
     )
     if where.runner == "dataflowrunner" and storage.is_local(out):
         raise cli.UserError(f"Dataflow's workers cannot write to {out} on this machine: name a gs:// URL with --out")
