@@ -48,8 +48,8 @@ def make_spec(data: DataSet, recipe: Recipe) -> ModelSpec:
 
 def split_rows(job: Job, split: str) -> Rows:
     """The labelled faces of `train` or `validation` that this job uses. Soft labels are for training only."""
-    soft = job.recipe.soft_labels and split == "train"
-    rows = read_rows(describe(job.dataset), split, job.fold, soft=soft)
+    soft = job.recipe.soft_labels if split == "train" else 0.0
+    rows = read_rows(describe(job.dataset), split, job.fold, soft=soft, translate=job.recipe.soft_translate)
     return rows if job.limit is None else rows.take(np.arange(min(job.limit, len(rows))))
 
 

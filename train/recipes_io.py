@@ -57,8 +57,10 @@ class Recipe:
     frozen_batchnorm: BatchNorm keeps the base's statistics in the main stage. warmup_epochs: linear, from 0.
     final_rate: where the cosine ends, as a fraction of the rate.
     balance, balance_power: weights or draws by class count to the minus power: 1 counts all classes alike, 0.5 is
-    half-way. soft_labels: targets are the shares of `votes`. ema: decay of the averaged weights that are validated and
+    half-way. soft_labels: part of a target that the annotators' votes make, 1 is the votes alone. soft_translate: the
+    votes are another jury's than the labels (train.votes). ema: decay of the averaged weights that are validated and
     kept, 0 is off. patience: epochs without a better `monitor` before a stage ends, 0 is never.
+    mirrored: the model that is written averages over a face and its mirror image, at twice the time of one.
     memory_gb: of decoded faces in each worker; a larger set is streamed. precision, jit: on a GPU only, since both are
     slower on a CPU.
     """
@@ -84,10 +86,12 @@ class Recipe:
     label_smoothing: float = 0.0
     balance: str = "none"
     balance_power: float = 1.0
-    soft_labels: bool = False
+    soft_labels: float = 0.0
+    soft_translate: bool = False
     ema: float = 0.0
     patience: int = 0
     monitor: str = "macro_f1"
+    mirrored: bool = False
     precision: str = "float32"
     jit: bool = False
     memory_gb: float = 4.0
@@ -104,6 +108,8 @@ class Recipe:
         for name in ("dropout", "label_smoothing", "ema", "final_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if not 0 <= self.soft_labels <= 1:
+            raise RecipeError(f"soft_labels is a part from 0 to 1, not {self.soft_labels}")
         if not (self.rate > 0 and self.head_rate > 0):
             raise RecipeError("rate and head_rate must be above 0")
         for name in ("mirror", "blur", "erase"):

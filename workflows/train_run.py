@@ -128,6 +128,7 @@ def _train(run: Run, *, overwrite: bool) -> dict[str, Any]:
     finally:
         progress.close()
     model.set_weights(trained.state.best)
+    model = models.mirrored(model) if run.job.recipe.mirrored else model
     return _write(run, model, trained.state, counts)
 
 
