@@ -1,5 +1,7 @@
 """The loop in one process: exact sums, the same epoch again after a death, what is frozen, and what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -221,9 +223,7 @@ def test_training_learns_and_keeps_the_best_epoch(rows):
 
 
 def test_a_run_that_died_continues_to_the_same_weights_with_everything_random_on(rows, tmp_path):
-    recipe = Recipe(
-        **{**RECIPE.to_dict(), "augment": STRONG, "ema": 0.9, "balance": "weights", "label_smoothing": 0.1, "epochs": 4}
-    )
+    recipe = replace(RECIPE, augment=STRONG, ema=0.9, balance="weights", label_smoothing=0.1, epochs=4)
     counts = rows[0].counts()
     undisturbed = train(recipe, linear(0.3), *feeds(rows), Worker(), counts)
 

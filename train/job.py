@@ -6,11 +6,13 @@ The feed is read here, by the worker itself, from wherever the data set lies: no
 import contextlib
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dataset_tools.crop import CropRecipe
 from schemas.model import ModelSpec
 from train import models
 from train.checkpoint import State
@@ -33,7 +35,7 @@ class Job:
 
 
 def make_spec(data: DataSet, recipe: Recipe) -> ModelSpec:
-    """The model.json of what this recipe makes of this data set."""
+    """The model.json of what this recipe makes of this data set. Who cut the crops says how: the set, or the recipe."""
     return ModelSpec(
         architecture=recipe.model,
         input_px=recipe.input_px,
@@ -41,9 +43,15 @@ def make_spec(data: DataSet, recipe: Recipe) -> ModelSpec:
         equalise=recipe.equalise,
         label_set=data.label_set,
         label_names=data.label_names,
-        crop=data.crop,
+        crop=data.crop or _stated_crop(recipe),
         dataset_fingerprint=data.fingerprint,
     )
+
+
+def _stated_crop(recipe: Recipe) -> dict[str, Any]:
+    if not recipe.crop.framing:
+        return {}
+    return CropRecipe(recipe.crop.framing == "aligned", recipe.crop.margin, recipe.input_px).to_dict()
 
 
 def split_rows(job: Job, split: str) -> Rows:

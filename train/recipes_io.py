@@ -50,6 +50,23 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """How to cut faces from photos so that they stand as in a data set that came as crops and does not say it.
+
+    framing: `upright` or `aligned`, "" is not stated. margin: as in dataset_tools.crop.
+    """
+
+    framing: str = ""
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.framing not in ("", "upright", "aligned"):
+            raise RecipeError(f"crop.framing must be upright or aligned, not {self.framing!r}")
+        if not 0 <= self.margin <= 2:
+            raise RecipeError(f"crop.margin must be from 0 to 2, not {self.margin}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """model: name in train.models. weights: "" from scratch, or a path or URL. batch_size: of all workers together.
 
@@ -96,6 +113,7 @@ class Recipe:
     jit: bool = False
     memory_gb: float = 4.0
     seed: int = 0
+    crop: Crop = field(default_factory=Crop)
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
@@ -130,12 +148,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class About:
-    """What a recipe's file says of itself, for the card and `--list`: title, command, expected time and result."""
+    """What a recipe's file says of itself, for the card and `--list`. terms: of the data it is made for."""
 
     title: str = ""
     command: str = ""
     expected_time: str = ""
     expected_result: str = ""
+    terms: str = ""
 
 
 def names() -> list[str]:
@@ -190,8 +209,9 @@ def _with(recipe: Recipe, key: str, value: Any) -> Recipe:
         step = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise RecipeError(f"unknown recipe key {key!r}: {step}")
     typed = _typed(key, value, type(known[key]))
-    if key.startswith("augment."):
-        return replace(recipe, augment=replace(recipe.augment, **{key.partition(".")[2]: typed}))
+    table, _, name = key.rpartition(".")
+    if table:
+        return replace(recipe, **{table: replace(getattr(recipe, table), **{name: typed})})
     return replace(recipe, **{key: typed})
 
 
