@@ -292,6 +292,21 @@ def test_batchnorm_statistics_become_the_mean_of_all_workers():
     assert np.array_equal(norm.moving_variance, [1.0, 1.0, 1.0, 2.0])
 
 
+def test_averaged_weights_are_kept_with_averaged_statistics(rows):
+    recipe = replace(RECIPE, ema=0.2, epochs=1, rate=1e-12)
+    state = train(recipe, train_toy.tiny_model(), *feeds(rows), Worker())
+    twin = train_toy.tiny_model()
+    (norm,) = models.batchnorms(twin)
+    mean = np.asarray(norm.moving_mean).copy()
+    for decay, batch in zip((2 / 11, 0.2, 0.2), feeds(rows)[0].batches(0, 3), strict=True):
+        twin(batch.images, training=True)
+        mean += (1 - decay) * (np.asarray(norm.moving_mean) - mean)
+    newest = np.asarray(norm.moving_mean).copy()
+    twin.set_weights(state.best)
+    assert np.allclose(norm.moving_mean, mean, atol=1e-6)
+    assert not np.allclose(norm.moving_mean, newest, atol=1e-4)
+
+
 def test_the_rate_warms_up_and_falls_along_a_cosine():
     recipe = Recipe(warmup_epochs=1, final_rate=0.1)
     rates = [loop.rate_at(recipe, 1.0, step, 30, 10) for step in (0, 9, 10, 20, 30)]
