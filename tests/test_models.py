@@ -54,6 +54,20 @@ def test_the_compact_network_is_small_and_loads_in_safe_mode(tmp_path):
     assert np.array_equal(np.asarray(loaded(given)), logits)
 
 
+def test_a_mirrored_model_gives_both_sides_of_a_face_the_same_and_loads_in_safe_mode(tmp_path):
+    plain = models.build("compact48", spec("compact48", 48, "grey"))
+    given = faces(48, 1)
+    apart = np.asarray(plain(given)), np.asarray(plain(given[:, :, ::-1]))
+    assert np.abs(apart[0] - apart[1]).max() > 0.01
+    models.mirrored(plain).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    assert (loaded.input_shape, loaded.output_shape) == ((None, 48, 48, 1), (None, 8))
+    assert np.allclose(loaded(given), (apart[0] + apart[1]) / 2, atol=1e-6)
+    assert np.allclose(loaded(given), loaded(given[:, :, ::-1]), atol=1e-6)
+    again = models.build("compact48", spec("compact48", 48, "grey"), str(tmp_path))
+    assert np.allclose(again(given), apart[0], atol=1e-6)
+
+
 def test_mobilenet_takes_weights_from_a_file_and_grey_faces_as_three_channels(tmp_path):
     source = keras.applications.MobileNetV2(input_shape=(96, 96, 3), include_top=False, weights=None)
     source.save_weights(tmp_path / "mine.weights.h5")

@@ -1,8 +1,11 @@
 """Recipes: a misspelt key never trains with a default, and each that ships says what to expect of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from train import recipes_io
+from train.data import DataSet
 from train.recipes_io import Augment, Recipe, RecipeError
 
 
@@ -41,6 +44,8 @@ def test_values_are_overridden_by_name():
         ("jit=yes", "jit must be true or false, not 'yes'"),
         ("colour=blue", "colour must be one of rgb, grey, not 'blue'"),
         ("augment.mirror=2", "augment.mirror is a probability from 0 to 1, not 2.0"),
+        ("soft_labels=1.5", "soft_labels is a part from 0 to 1, not 1.5"),
+        ("crop.framing=square", "crop.framing must be upright or aligned, not 'square'"),
         ("rate=0", "rate and head_rate must be above 0"),
         ("rate=nan", "rate and head_rate must be above 0"),
     ],
@@ -66,3 +71,15 @@ def test_a_recipe_survives_its_dictionary():
 def test_an_unknown_recipe_names_the_near_ones():
     with pytest.raises(RecipeError, match="no recipe is called 'resnet34': choose resnet34_"):
         recipes_io.load("resnet34")
+
+
+def test_a_recipe_states_the_crop_only_of_a_data_set_that_does_not():
+    pytest.importorskip("keras")
+    from train.job import make_spec
+
+    recipe, _ = recipes_io.load("compact48_fer2013")
+    as_they_came = DataSet("faces", "fer2013", ("anger", "disgust"), {}, "")
+    upright = {"aligned": False, "margin": 0.0, "size_px": 48, "format": "jpeg", "quality": 95}
+    assert make_spec(as_they_came, recipe).crop == upright
+    assert make_spec(replace(as_they_came, crop={"margin": 0.3}), recipe).crop == {"margin": 0.3}
+    assert make_spec(as_they_came, Recipe()).crop == {}

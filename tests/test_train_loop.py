@@ -1,5 +1,7 @@
 """The loop in one process: exact sums, the same epoch again after a death, what is frozen, and what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -221,9 +223,7 @@ def test_training_learns_and_keeps_the_best_epoch(rows):
 
 
 def test_a_run_that_died_continues_to_the_same_weights_with_everything_random_on(rows, tmp_path):
-    recipe = Recipe(
-        **{**RECIPE.to_dict(), "augment": STRONG, "ema": 0.9, "balance": "weights", "label_smoothing": 0.1, "epochs": 4}
-    )
+    recipe = replace(RECIPE, augment=STRONG, ema=0.9, balance="weights", label_smoothing=0.1, epochs=4)
     counts = rows[0].counts()
     undisturbed = train(recipe, linear(0.3), *feeds(rows), Worker(), counts)
 
@@ -290,6 +290,21 @@ def test_batchnorm_statistics_become_the_mean_of_all_workers():
     loop._average_statistics(model, Worker(world=2, all_reduce=lambda own: own + other))
     assert np.array_equal(norm.moving_mean, [2.0, 2.0, 2.0, 2.0])
     assert np.array_equal(norm.moving_variance, [1.0, 1.0, 1.0, 2.0])
+
+
+def test_averaged_weights_are_kept_with_averaged_statistics(rows):
+    recipe = replace(RECIPE, ema=0.2, epochs=1, rate=1e-12)
+    state = train(recipe, train_toy.tiny_model(), *feeds(rows), Worker())
+    twin = train_toy.tiny_model()
+    (norm,) = models.batchnorms(twin)
+    mean = np.asarray(norm.moving_mean).copy()
+    for decay, batch in zip((2 / 11, 0.2, 0.2), feeds(rows)[0].batches(0, 3), strict=True):
+        twin(batch.images, training=True)
+        mean += (1 - decay) * (np.asarray(norm.moving_mean) - mean)
+    newest = np.asarray(norm.moving_mean).copy()
+    twin.set_weights(state.best)
+    assert np.allclose(norm.moving_mean, mean, atol=1e-6)
+    assert not np.allclose(norm.moving_mean, newest, atol=1e-4)
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():

@@ -1,5 +1,6 @@
 """The model card: what a model is, what it was trained on and how, what it reaches and where it must not be trusted."""
 
+from dataclasses import replace
 from typing import Any
 
 from schemas.model import ModelSpec
@@ -19,6 +20,7 @@ def model_card(
     command: str,
 ) -> str:
     """README.md as text. figures: metrics.json. counts: training faces by class name. parameters: of the network."""
+    recipe = replace(recipe, weights=recipe.weights.rsplit("/", 1)[-1])  # a card travels, this machine's folders do not
     changed = {key: one for key, one in flat(recipe.to_dict()).items() if one != flat(Recipe().to_dict())[key]}
     lines = [
         "---",
@@ -29,6 +31,7 @@ def model_card(
         "",
         f"# {about.title or spec.architecture} ({spec.label_set})",
         "",
+        *([about.terms, ""] if about.terms else []),
         f"`{spec.architecture}`, {parameters:,} parameters, for {len(spec.label_names)} expressions: "
         f"{', '.join(spec.label_names)}. Input: faces of {spec.input_px} × {spec.input_px} px, "
         f"{'grey' if spec.colour == 'grey' else 'RGB'}, uint8"

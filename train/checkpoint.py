@@ -19,8 +19,8 @@ _LISTS = ("weights", "optimizer", "averaged", "best")
 
 @dataclass
 class State:
-    """stage, epoch: what comes next. weights: of the model, all. averaged: of its trainable ones, where the recipe asks
-    for it. best: weights of the best epoch, best_value: its monitored value (higher is better), stale: epochs since."""
+    """stage, epoch: what comes next. weights: of the model, all. averaged: those that weight averaging follows, if it
+    does. best: weights of the best epoch, best_value: its monitored value (higher is better), stale: epochs since."""
 
     weights: Arrays
     stage: int = 0

@@ -24,6 +24,7 @@ from dataset_tools.limits import Limits
 from dataset_tools.prepare import prepare
 from schemas.model import ModelSpec
 from schemas.tables import facemill_metadata
+from train.votes import soft_targets
 
 _DECODERS = 2
 _CHUNK_FACES = 256
@@ -111,10 +112,13 @@ def describe(url: str) -> DataSet:
     return DataSet(url, ours["label_set"], tuple(ours["label_names"]), crop, _fingerprint(url, parts))
 
 
-def read_rows(data: DataSet, split: str, fold: Fold | None = None, *, soft: bool = False) -> Rows:
-    """The labelled faces of `train` or `validation`, in the order of the data set. soft: targets are shares of votes.
+def read_rows(
+    data: DataSet, split: str, fold: Fold | None = None, *, soft: float = 0.0, translate: bool = False
+) -> Rows:
+    """The labelled faces of `train` or `validation`, in the order of the data set.
 
-    Only small columns are read. Raises DataError when no face has a label.
+    soft, translate: part of the votes in a target, and whether they are translated first (train.votes). Only small
+    columns are read. Raises DataError when no face has a label.
     """
     classes = len(data.label_names)
     wanted = ("train", "validation") if fold else (split,)
@@ -136,9 +140,7 @@ def read_rows(data: DataSet, split: str, fold: Fold | None = None, *, soft: bool
         if keep.any() and labels.max() >= classes:
             raise DataError(f"{url} has label {labels.max()}, but {data.label_set} has {classes} classes")
         at = np.flatnonzero(keep)
-        shares = (
-            _shares(table["votes"].to_pylist(), labels, classes, url) if soft else np.eye(classes, dtype="f4")[labels]
-        )
+        shares = _shares(table["votes"].to_pylist(), classes, url) if soft else np.zeros((len(labels), classes), "f4")
         group = groups + np.repeat(np.arange(len(sizes)), sizes)
         found.append((np.full(len(at), len(parts)), at, group[at], shares[at], labels[at]))
         parts.append(url)
@@ -150,8 +152,9 @@ def read_rows(data: DataSet, split: str, fold: Fold | None = None, *, soft: bool
             else "split with --split 0.8,0.1,0.1 or use --folds"
         )
         raise DataError(f"{data.url} has no labelled face in its {split} split: {step}")
-    part, row, group, targets, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Rows(tuple(parts), part.astype(np.int32), row, group.astype(np.int32), targets.astype(np.float32), labels)
+    part, row, group, shares, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    targets = soft_targets(shares, labels, soft, translate=translate)
+    return Rows(tuple(parts), part.astype(np.int32), row, group.astype(np.int32), targets, labels)
 
 
 def class_factors(counts: NDArray[np.int64], power: float) -> NDArray[np.float32]:
@@ -298,12 +301,13 @@ def _decoded(rows: Rows, spec: ModelSpec, groups: NDArray[np.int32]) -> Iterator
                 yield from zip((int(at) for at in own[offset : offset + _CHUNK_FACES]), faces, strict=True)
 
 
-def _shares(votes: list[list[int] | None], labels: NDArray[Any], classes: int, url: str) -> NDArray[np.float32]:
-    shares = np.eye(classes, dtype=np.float32)[labels]
+def _shares(votes: list[list[int] | None], classes: int, url: str) -> NDArray[np.float32]:
+    """Of the votes for each face, (faces, classes); zeros for a face without any."""
+    shares = np.zeros((len(votes), classes), np.float32)
     for number, vote in enumerate(votes):
         if vote is not None and sum(vote) > 0:
             if len(vote) != classes:
-                raise DataError(f"{url} has {len(vote)} votes for {classes} classes: set soft_labels = false")
+                raise DataError(f"{url} has {len(vote)} votes for {classes} classes: set soft_labels = 0")
             shares[number] = np.asarray(vote, np.float32) / sum(vote)
     return shares
 

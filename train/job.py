@@ -6,11 +6,13 @@ The feed is read here, by the worker itself, from wherever the data set lies: no
 import contextlib
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dataset_tools.crop import CropRecipe
 from schemas.model import ModelSpec
 from train import models
 from train.checkpoint import State
@@ -33,7 +35,7 @@ class Job:
 
 
 def make_spec(data: DataSet, recipe: Recipe) -> ModelSpec:
-    """The model.json of what this recipe makes of this data set."""
+    """The model.json of what this recipe makes of this data set. Who cut the crops says how: the set, or the recipe."""
     return ModelSpec(
         architecture=recipe.model,
         input_px=recipe.input_px,
@@ -41,15 +43,21 @@ def make_spec(data: DataSet, recipe: Recipe) -> ModelSpec:
         equalise=recipe.equalise,
         label_set=data.label_set,
         label_names=data.label_names,
-        crop=data.crop,
+        crop=data.crop or _stated_crop(recipe),
         dataset_fingerprint=data.fingerprint,
     )
 
 
+def _stated_crop(recipe: Recipe) -> dict[str, Any]:
+    if not recipe.crop.framing:
+        return {}
+    return CropRecipe(recipe.crop.framing == "aligned", recipe.crop.margin, recipe.input_px).to_dict()
+
+
 def split_rows(job: Job, split: str) -> Rows:
     """The labelled faces of `train` or `validation` that this job uses. Soft labels are for training only."""
-    soft = job.recipe.soft_labels and split == "train"
-    rows = read_rows(describe(job.dataset), split, job.fold, soft=soft)
+    soft = job.recipe.soft_labels if split == "train" else 0.0
+    rows = read_rows(describe(job.dataset), split, job.fold, soft=soft, translate=job.recipe.soft_translate)
     return rows if job.limit is None else rows.take(np.arange(min(job.limit, len(rows))))
 
 

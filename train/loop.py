@@ -116,7 +116,7 @@ def _run_stage(
     models.set_stage(model, base=stage.base, batchnorm=not recipe.frozen_batchnorm)
     optimizer = make_optimizer(recipe, stage.rate)
     optimizer.build(model.trainable_variables)
-    averaged = [tf.Variable(one) for one in model.trainable_variables] if recipe.ema else []
+    averaged = [tf.Variable(one) for one in _followed(model)] if recipe.ema else []
     if state.epoch:
         _assign(optimizer.variables, state.optimizer)
         _assign(averaged, state.averaged)
@@ -155,7 +155,9 @@ def _run_stage(
         _average_statistics(model, worker)
         own = model.get_weights()
         if averaged:
-            _assign(model.trainable_variables, averaged)
+            _assign(_followed(model), averaged)
+            _average_statistics(model, worker)
+            _assign(averaged, _followed(model))
         row: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "steps": steps, "rate": rate}
         row |= {"loss": mean_loss} | validate(validation)
         row |= {"images_per_s": feed.rows * worker.world / trained_s, "seconds": time.monotonic() - started}
@@ -246,7 +248,7 @@ def _make_step(
         if averaged:  # a young average follows closely, or it would hold the random start for long
             count = tf.cast(optimizer.iterations, tf.float32)
             decay = tf.minimum(recipe.ema, (1 + count) / (10 + count))
-            for mean, variable in zip(averaged, variables, strict=True):
+            for mean, variable in zip(averaged, _followed(model), strict=True):
                 mean.assign_sub((1 - decay) * (mean - tf.cast(variable.value, tf.float32)))
         return loss[0], weight[0]
 
@@ -306,9 +308,20 @@ def _seed_dropout(model: keras.Model, seed: int, epoch: int, rank: int) -> None:
         state.assign(drawn.astype(np.uint32))
 
 
+def _moving(model: keras.Model) -> list[Any]:
+    """BatchNorm's statistics, which follow its input without being trained."""
+    return [one for layer in models.batchnorms(model) for one in (layer.moving_mean, layer.moving_variance)]
+
+
+def _followed(model: keras.Model) -> list[Any]:
+    """What weight averaging averages. The statistics too: the newest do not fit averaged weights, and cost two points
+    of accuracy in some epochs."""
+    return [*model.trainable_variables, *_moving(model)]
+
+
 def _average_statistics(model: keras.Model, worker: Worker) -> None:
     """BatchNorm's moving statistics come from each worker's own batches; from here on all have their mean."""
-    moving = [one for layer in models.batchnorms(model) for one in (layer.moving_mean, layer.moving_variance)]
+    moving = _moving(model)
     if not moving or worker.world == 1:
         return
     flat = np.concatenate([np.asarray(one, np.float64).ravel() for one in moving])

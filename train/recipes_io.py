@@ -50,6 +50,23 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """How to cut faces from photos so that they stand as in a data set that came as crops and does not say it.
+
+    framing: `upright` or `aligned`, "" is not stated. margin: as in dataset_tools.crop.
+    """
+
+    framing: str = ""
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.framing not in ("", "upright", "aligned"):
+            raise RecipeError(f"crop.framing must be upright or aligned, not {self.framing!r}")
+        if not 0 <= self.margin <= 2:
+            raise RecipeError(f"crop.margin must be from 0 to 2, not {self.margin}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """model: name in train.models. weights: "" from scratch, or a path or URL. batch_size: of all workers together.
 
@@ -57,8 +74,10 @@ class Recipe:
     frozen_batchnorm: BatchNorm keeps the base's statistics in the main stage. warmup_epochs: linear, from 0.
     final_rate: where the cosine ends, as a fraction of the rate.
     balance, balance_power: weights or draws by class count to the minus power: 1 counts all classes alike, 0.5 is
-    half-way. soft_labels: targets are the shares of `votes`. ema: decay of the averaged weights that are validated and
+    half-way. soft_labels: part of a target that the annotators' votes make, 1 is the votes alone. soft_translate: the
+    votes are another jury's than the labels (train.votes). ema: decay of the averaged weights that are validated and
     kept, 0 is off. patience: epochs without a better `monitor` before a stage ends, 0 is never.
+    mirrored: the model that is written averages over a face and its mirror image, at twice the time of one.
     memory_gb: of decoded faces in each worker; a larger set is streamed. precision, jit: on a GPU only, since both are
     slower on a CPU.
     """
@@ -84,14 +103,17 @@ class Recipe:
     label_smoothing: float = 0.0
     balance: str = "none"
     balance_power: float = 1.0
-    soft_labels: bool = False
+    soft_labels: float = 0.0
+    soft_translate: bool = False
     ema: float = 0.0
     patience: int = 0
     monitor: str = "macro_f1"
+    mirrored: bool = False
     precision: str = "float32"
     jit: bool = False
     memory_gb: float = 4.0
     seed: int = 0
+    crop: Crop = field(default_factory=Crop)
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
@@ -104,6 +126,8 @@ class Recipe:
         for name in ("dropout", "label_smoothing", "ema", "final_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if not 0 <= self.soft_labels <= 1:
+            raise RecipeError(f"soft_labels is a part from 0 to 1, not {self.soft_labels}")
         if not (self.rate > 0 and self.head_rate > 0):
             raise RecipeError("rate and head_rate must be above 0")
         for name in ("mirror", "blur", "erase"):
@@ -124,12 +148,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class About:
-    """What a recipe's file says of itself, for the card and `--list`: title, command, expected time and result."""
+    """What a recipe's file says of itself, for the card and `--list`. terms: of the data it is made for."""
 
     title: str = ""
     command: str = ""
     expected_time: str = ""
     expected_result: str = ""
+    terms: str = ""
 
 
 def names() -> list[str]:
@@ -184,8 +209,9 @@ def _with(recipe: Recipe, key: str, value: Any) -> Recipe:
         step = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise RecipeError(f"unknown recipe key {key!r}: {step}")
     typed = _typed(key, value, type(known[key]))
-    if key.startswith("augment."):
-        return replace(recipe, augment=replace(recipe.augment, **{key.partition(".")[2]: typed}))
+    table, _, name = key.rpartition(".")
+    if table:
+        return replace(recipe, **{table: replace(getattr(recipe, table), **{name: typed})})
     return replace(recipe, **{key: typed})
 
 

@@ -122,6 +122,7 @@ def _train(run: Run, *, overwrite: bool) -> dict[str, Any]:
     finally:
         progress.close()
     model.set_weights(trained.state.best)
+    model = models.mirrored(model) if run.job.recipe.mirrored else model
     cli.note("writing the model folder")
     return write_model_folder(run.out, run.job, run.about, model, trained.state, counts, run.command)
 
