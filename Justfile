@@ -86,6 +86,12 @@ bench-crop *ARGS: (_install "dev")
 bench-train *ARGS: (_install "dev")
     @PYTHONPATH={{ here }} {{ python }} -m benchmarks.train "$@"
 
+# Seconds and memory of planning, listing and resuming for very many synthetic names
+[group('benchmarks')]
+[no-cd]
+bench-scale *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.scale "$@"
+
 # Write the lock file anew from pyproject.toml
 [group('development')]
 lock:
