@@ -29,7 +29,7 @@ _SHARD_IMAGES = 512
 _MOST_SHARDS = 20_000
 """Of a large collection, whose shards grow instead: each costs some objects on the store, and a look when continued."""
 _MOST_SHARD_IMAGES = 4096
-"""Half a megabyte of names in each task, and some minutes of work lost when a worker dies."""
+"""A third of a megabyte of names in each task, and some minutes of work lost when a worker dies."""
 _SHARDS_PER_WORKER = 4
 """Of a small collection, so that no worker waits long for the last shard of another."""
 _CLUSTER_WORKERS = 32
