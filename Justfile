@@ -98,6 +98,12 @@ bench-train *ARGS: (_install "dev")
 bench-score *ARGS: (_install "dev")
     @PYTHONPATH={{ here }} {{ python }} -m benchmarks.score "$@"
 
+# Seconds and memory of planning, listing and resuming for very many synthetic names
+[group('benchmarks')]
+[no-cd]
+bench-scale *ARGS: (_install "dev")
+    @PYTHONPATH={{ here }} {{ python }} -m benchmarks.scale "$@"
+
 # Write the lock file anew from pyproject.toml
 [group('development')]
 lock:

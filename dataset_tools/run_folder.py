@@ -48,11 +48,8 @@ class RunFolder:
         """The counts of every complete shard."""
         if not storage.is_folder(self.at("done")):
             return {}
-        found = {}
-        for url, _ in storage.list_files(self.at("done")):
-            values = json.loads(storage.read_bytes(url))
-            found[int(values["shard"])] = Counts.from_dict(values)
-        return found
+        markers = map(json.loads, storage.read_each(url for url, _ in storage.list_files(self.at("done"))))
+        return {int(values["shard"]): Counts.from_dict(values) for values in markers}
 
     def clear(self) -> None:
         """Delete what a run wrote here, and nothing else. The manifest goes last, so that a clearing that was cut off

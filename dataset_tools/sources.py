@@ -4,6 +4,7 @@ Every file is either an image to be accounted for or of a kind that is passed ov
 sums add up. No engine here: Dask and Beam both read through `read_images`.
 """
 
+import io
 import itertools
 import time
 from array import array
@@ -13,6 +14,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dataset_tools import storage
 from dataset_tools.archives import NoImageColumnError, kind_by_name, open_archive, read_members
@@ -103,15 +105,22 @@ _LIST_SUFFIXES = (".txt", ".list", ".lst")
 def _list_lines(url: str, listed: "_Rows") -> None:
     """A list says what it wants: no line is passed over by its name, and a missing file is an image that fails."""
     folder = url.rpartition("/")[0]
-    lines = storage.read_bytes(url).decode("utf-8-sig", "surrogateescape").splitlines()
-    names = set()
-    while lines:
-        line = lines.pop().strip()
-        if line:
-            names.add(
-                storage.normalize(line if "://" in line or line.startswith(("/", "~")) else storage.join(folder, line))
-            )
-    for name in sorted(names):
+    names: list[str] = []
+    with (
+        storage.open_read(url, block_bytes=8 * 2**20) as file,
+        io.TextIOWrapper(file, "utf-8-sig", "surrogateescape") as lines,
+    ):
+        for line in map(str.strip, lines):
+            if line:
+                here = "://" in line or line.startswith(("/", "~"))
+                names.append(storage.normalize(line if here else storage.join(folder, line)))
+    names.sort(reverse=True)
+    before = None
+    while names:  # ten million names weigh a gigabyte, which goes as the listing grows
+        name = names.pop()
+        if name == before:
+            continue
+        before = name
         if kind_by_name(name):
             listed.add_archive(name, storage.file_size(name), alone=True)
         else:
@@ -207,46 +216,62 @@ class _Rows:
         self._flush()
         table = pa.Table.from_batches(self._batches, TABLE).unify_dictionaries()
         self._batches.clear()
-        hashes = np.sort(np.frombuffer(self._hashes, np.int64))
-        repeated = {int(value) for value in hashes[1:][hashes[1:] == hashes[:-1]]}
-        if repeated:
-            table, dropped = _unique(table, repeated)
+        hashes = np.frombuffer(self._hashes, np.int64)
+        ordered = np.sort(hashes)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            table, dropped = _unique(table, np.flatnonzero(np.isin(hashes, repeated)), ordered)
             if dropped:
                 self.ignored["named twice"] += dropped
         return Listing(table, dict(sorted(self.ignored.items())), self._archives)
 
 
-def _unique(table: pa.Table, repeated: set[int]) -> tuple[pa.Table, int]:
+def _unique(table: pa.Table, rows: NDArray[np.int64], hashes: NDArray[np.int64]) -> tuple[pa.Table, int]:
     """Drop a file that came up before; name an archive's second member of one name ~2, the third ~3.
 
-    repeated: the hashes of the keys that may occur more than once.
+    rows: those whose key may occur more than once, in order. hashes: of all keys, sorted; a new name that only seems to
+    be taken is passed by.
     """
-    seen: Counter[str] = Counter()
-    taken = set()
-    keys, kept = [], []
-    for row, (key, kind) in enumerate(zip(table["key"].to_pylist(), table["kind"].to_pylist(), strict=True)):
-        if hash(key) in repeated:
-            seen[key] += 1
-            if seen[key] > 1 and kind in ("file", "damaged", "archive"):
-                continue
-            taken.add(key)
-        keys.append(key)
-        kept.append(row)
-    everything = set(keys) if seen else set()
-    again: Counter[str] = Counter()
-    for at, key in enumerate(keys):
-        if key in taken:
-            again[key] += 1
-            if again[key] > 1:
-                number = again[key]
-                while f"{key}~{number}" in everything:
-                    number += 1
-                keys[at] = f"{key}~{number}"
-                everything.add(keys[at])
-    dropped = table.num_rows - len(kept)
-    if dropped:
-        table = table.take(pa.array(kept, pa.int64()))
-    return table.set_column(0, "key", pa.array(keys, pa.string())), dropped
+    suspects = table.select(["key", "kind"]).take(pa.array(rows))
+    kept: Counter[str] = Counter()
+    renamed: dict[int, str] = {}
+    given: set[str] = set()
+    keep = np.ones(table.num_rows, bool)
+    for row, key, kind in zip(rows.tolist(), suspects["key"].to_pylist(), suspects["kind"].to_pylist(), strict=True):
+        if kept[key] and kind in ("file", "damaged", "archive"):
+            keep[row] = False
+            continue
+        kept[key] += 1
+        if kept[key] > 1:
+            number = kept[key]
+            while f"{key}~{number}" in given or _has(hashes, hash(f"{key}~{number}")):
+                number += 1
+            renamed[row] = f"{key}~{number}"
+            given.add(renamed[row])
+    if renamed:
+        table = table.set_column(0, "key", _with_names(table["key"], renamed))
+    return table.filter(pa.array(keep)), int(len(keep) - keep.sum())
+
+
+def _has(ordered: NDArray[np.int64], value: int) -> bool:
+    at = int(np.searchsorted(ordered, value))
+    return at < len(ordered) and int(ordered[at]) == value
+
+
+def _with_names(keys: pa.ChunkedArray, renamed: dict[int, str]) -> pa.ChunkedArray:
+    """The column with other names in some rows; chunks without any stay as they are."""
+    chunks, start = [], 0
+    rows = np.array(sorted(renamed))
+    for chunk in keys.chunks:
+        own = rows[slice(*np.searchsorted(rows, (start, start + len(chunk))))]
+        if len(own):
+            names = chunk.to_pylist()
+            for row in own.tolist():
+                names[row - start] = renamed[row]
+            chunk = pa.array(names, pa.string())
+        chunks.append(chunk)
+        start += len(chunk)
+    return pa.chunked_array(chunks, pa.string())
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------

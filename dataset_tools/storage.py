@@ -15,13 +15,15 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
+from dataset_tools import store_pages
 from dataset_tools.locations import (
     DeniedError,
     MissingFileError,
@@ -55,6 +57,7 @@ __all__ = [
     "open_read",
     "open_write",
     "read_bytes",
+    "read_each",
     "redact",
     "remove",
     "remove_partials",
@@ -68,6 +71,7 @@ _CREDENTIALS = {
     "s3": " (log in: aws configure; a public bucket: FSSPEC_S3_ANON=true)",
 }
 _PART = ".part"
+_READERS = 32
 
 
 def exists(url: str) -> bool:
@@ -87,6 +91,8 @@ def is_folder(url: str) -> bool:
         return False  # fsspec would fetch the page and look for links
     with _told(url, "look up"):
         fs, path = _filesystem(url)
+        if protocol_of(normalize(url)) == "s3":
+            return store_pages.holds_something(fs, path)
         return bool(fs.isdir(path))
 
 
@@ -141,12 +147,23 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
             raise
 
 
+def read_each(urls: Iterable[str]) -> Iterator[bytes]:
+    """The bytes of many small files, in order; from a store some at a time, or each would cost a round trip."""
+    named = list(urls)
+    if all(is_local(url) for url in named):
+        yield from map(read_bytes, named)
+        return
+    with ThreadPoolExecutor(_READERS) as readers:
+        yield from readers.map(read_bytes, named)
+
+
 def list_files(folder: str) -> Iterator[tuple[str, int]]:
     """(URL, bytes) of every file below `folder`, at any depth, sorted by URL; hidden ones too, the caller chooses.
 
     Symbolic links are followed and no folder is entered twice, so loops end. A dangling link is listed with 0 bytes: it
-    is for the reader to fail on. Devices, pipes and sockets are left out. A local folder streams; a store's listing is
-    held in memory. A folder that may not be listed raises StorageError: what it holds would be lost without a word.
+    is for the reader to fail on. Devices, pipes and sockets are left out. Nothing is held
+    but a folder's names, or a page of the store's. A folder that may not be listed raises StorageError: what it holds
+    would be lost without a word.
     """
     if is_local(folder):
         yield from _list_local(normalize(folder), set())
@@ -154,13 +171,16 @@ def list_files(folder: str) -> Iterator[tuple[str, int]]:
     base = normalize(folder)
     with _told(folder, "list"):
         fs, path = _filesystem(base)
-        found = fs.find(path, detail=True)
-        files = sorted((name, int(info.get("size") or 0)) for name, info in found.items() if info["type"] == "file")
-    prefix = path.rstrip("/")
-    for name, size in files:
-        # An empty object named like a folder is how web consoles make folders.
-        if not name.endswith("/"):
-            yield base + name.removeprefix(prefix), size
+    pages = store_pages.pages(fs, path, protocol_of(base))
+    while True:
+        with _told(folder, "list"):
+            page = next(pages, None)
+        if page is None:
+            return
+        for name, size in page:
+            # An empty object named like a folder is how web consoles make folders.
+            if name and not name.endswith("/"):
+                yield f"{base.rstrip('/')}/{name}", size
 
 
 def glob(pattern: str) -> list[tuple[str, int | None]]:

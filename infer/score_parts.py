@@ -191,10 +191,10 @@ def read_markers(out: str, known: Collection[str] = ()) -> Iterator[tuple[str, S
     folder = storage.join(out, "done")
     if not storage.is_folder(folder):
         return
-    for url, _ in storage.list_files(folder):
-        if url not in known and url.endswith(".json"):
-            values = json.loads(storage.read_bytes(url))
-            yield url, Segment(values["unit"], values["segment"]), values["last"], ScoreCounts.from_dict(values)
+    names = [url for url, _ in storage.list_files(folder) if url not in known and url.endswith(".json")]
+    for url, data in zip(names, storage.read_each(names), strict=True):
+        values = json.loads(data)
+        yield url, Segment(values["unit"], values["segment"]), values["last"], ScoreCounts.from_dict(values)
 
 
 def _failure(key: str, face: int | None, stage: str, reason: str, detail: str | None) -> dict[str, Any]:

@@ -315,3 +315,38 @@ def test_listings_see_what_others_write_meanwhile(request, kind):
     fsspec.filesystem(folder.split("://")[0], skip_instance_cache=True).pipe_file(f"{folder}/2", b"1")
     assert len(list(storage.list_files(folder))) == 2
     assert storage.exists(f"{folder}/2")
+
+
+def test_a_listing_of_many_pages_is_whole_and_sorted(any_store, monkeypatch):
+    monkeypatch.setattr(storage.store_pages, "_PAGE_OBJECTS", 2)
+    names = ["a/b/1.jpg", "a/b2.jpg", "a/2.jpg", "a.jpg", "ab/3.jpg", "c.jpg", "ä.jpg"]
+    for number, name in enumerate(names):
+        storage.write_bytes(f"{any_store}/x/{name}", b"." * number)
+    storage.write_bytes(f"{any_store}/xy.jpg", b"a neighbour whose name begins alike")
+    found = list(storage.list_files(f"{any_store}/x"))
+    assert found == sorted((f"{any_store}/x/{name}", number) for number, name in enumerate(names))
+
+
+def test_a_folder_of_s3_is_known_by_one_object_and_not_by_its_listing(s3_store):
+    for number in range(3):
+        storage.write_bytes(f"{s3_store}/x/{number}.jpg", b"x")
+    bucket = s3_store.rpartition("/")[0]
+    there = [s3_store, f"{s3_store}/x", bucket]
+    assert [storage.is_folder(url) for url in there] == [True, True, True]
+    not_there = [
+        f"{s3_store}/x/0.jpg",
+        f"{s3_store}/y",
+        f"{s3_store}/x/0",
+        "s3://no-such-bucket-here",
+        f"{s3_store}9/x",
+    ]
+    assert [storage.is_folder(url) for url in not_there] == [False] * 5
+
+
+def test_small_files_are_read_in_order(any_store):
+    urls = [f"{any_store}/{number}.json" for number in range(40)]
+    for number, url in enumerate(urls):
+        storage.write_bytes(url, str(number).encode())
+    assert list(storage.read_each(urls)) == [str(number).encode() for number in range(40)]
+    with pytest.raises(storage.MissingFileError):
+        list(storage.read_each([*urls, f"{any_store}/none.json"]))

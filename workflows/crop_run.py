@@ -5,7 +5,6 @@ import hashlib
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,10 @@ from workflows.progress import Progress, duration, size
 from workflows.sums import Effort, add_up, write_summary
 
 _SHARD_IMAGES = 512
+_MOST_SHARDS = 20_000
+"""Of a large collection, whose shards grow instead: each costs some objects on the store, and a look when continued."""
+_MOST_SHARD_IMAGES = 4096
+"""A third of a megabyte of names in each task, and some minutes of work lost when a worker dies."""
 _SHARDS_PER_WORKER = 4
 """Of a small collection, so that no worker waits long for the last shard of another."""
 _CLUSTER_WORKERS = 32
@@ -118,6 +121,8 @@ def _list(job: Job) -> sources.Listing:
 
 def _shard_images(images: int, where: dask_engine.Where) -> int:
     workers = _CLUSTER_WORKERS if where.scheduler else where.workers
+    if images > _SHARD_IMAGES * _MOST_SHARDS:
+        return min(_MOST_SHARD_IMAGES, -(-images // _MOST_SHARDS))
     return min(_SHARD_IMAGES, max(1, -(-images // (_SHARDS_PER_WORKER * workers))))
 
 
@@ -178,38 +183,45 @@ def _to_retry(folder: RunFolder, reason: str | None, done: dict[int, Counts]) ->
 
 
 class _Tally:
-    """Counts of the shards that are done and of those that run, for the progress line."""
+    """Counts of the shards that are done and of those that run, for the progress line. A cluster reports often and has
+    many shards, so what is done is held as its sums."""
 
     def __init__(self, images: int, done: dict[int, Counts]) -> None:
         self._lock = threading.Lock()
-        self._done = {shard: (counts.images, counts.faces, counts.failed) for shard, counts in done.items()}
-        self._running: dict[int, tuple[int, int, int]] = defaultdict(lambda: (0, 0, 0))
+        self._finished = set(done)
+        self._sums = [0, 0, 0]
+        self._running: dict[int, tuple[int, int, int]] = {}
+        for counts in done.values():
+            self._add(counts.images, counts.faces, counts.failed)
         self._progress = Progress(images, self.images)
 
     @property
     def images(self) -> int:
-        return self._sums()[0]
+        return self._sums[0]
 
     def heard(self, shard: int, counts: dict[str, int]) -> None:
         with self._lock:
-            if shard not in self._done:
+            if shard not in self._finished:
+                self._add(*(-value for value in self._running.get(shard, ())))
                 self._running[shard] = counts["images"], counts["faces"], counts["failed"]
-            self._progress.show(*self._sums())
+                self._add(*self._running[shard])
+            self._progress.show(*self._sums)
 
     def finished(self, shard: int, counts: Counts) -> None:
         with self._lock:
-            self._running.pop(shard, None)
-            self._done[shard] = counts.images, counts.faces, counts.failed
-            self._progress.show(*self._sums())
+            self._add(*(-value for value in self._running.pop(shard, ())))
+            if shard not in self._finished:
+                self._finished.add(shard)
+                self._add(counts.images, counts.faces, counts.failed)
+            self._progress.show(*self._sums)
 
     def close(self) -> None:
         with self._lock:
-            self._progress.close(*self._sums())
+            self._progress.close(*self._sums)
 
-    def _sums(self) -> tuple[int, int, int]:
-        both = [*self._done.values(), *self._running.values()]
-        images, faces, failed = (sum(values) for values in zip(*both, strict=True)) if both else (0, 0, 0)
-        return images, faces, failed
+    def _add(self, *values: int) -> None:
+        for at, value in enumerate(values):
+            self._sums[at] += value
 
 
 def _finish(job: Job, manifest: Manifest, processed: int, wall_s: float) -> dict[str, Any]:

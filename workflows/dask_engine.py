@@ -26,6 +26,8 @@ from workflows import cli
 
 _TOPIC = "facemill-progress"
 _REPORT_EVERY_S = 0.5
+_MOST_REPORTS_PER_S = 100
+"""Of all workers together: each passes through the scheduler, whose one core a thousand workers would fill so."""
 _TASKS_PER_WORKER = 2
 """Waiting work for each process: one being done and one at hand, so that none waits for the scheduler."""
 _MOST_CAREFUL_TRIES = 50
@@ -123,12 +125,12 @@ def _detector(settings: DetectorSettings) -> Detector:
     return _loaded.detector
 
 
-def _shard_on_worker(task: ShardTask) -> Counts:
+def _shard_on_worker(task: ShardTask, report_every_s: float) -> Counts:
     worker, reported = get_worker(), time.monotonic()
 
     def report(counts: Counts) -> None:
         nonlocal reported
-        if time.monotonic() - reported >= _REPORT_EVERY_S:
+        if time.monotonic() - reported >= report_every_s:
             reported = time.monotonic()
             worker.log_event(
                 _TOPIC,
@@ -154,21 +156,22 @@ def run(
         client.register_plugin(DetectorPlugin(settings, own_process=where.scheduler is None and not where.in_process))
         client.subscribe_topic(_TOPIC, lambda event: on_progress(event[1]["shard"], event[1]))
         try:
-            yield from _in_window(client, iter(tasks), _TASKS_PER_WORKER * workers)
+            yield from _in_window(client, iter(tasks), workers)
         finally:
             client.unsubscribe_topic(_TOPIC)
 
 
-def _in_window(client: Client, tasks: Iterator[ShardTask], window: int) -> Iterator[ShardDone]:
+def _in_window(client: Client, tasks: Iterator[ShardTask], workers: int) -> Iterator[ShardDone]:
+    every_s = _report_every_s(workers)
     waiting: dict[str, tuple[ShardTask, int]] = {}
     completed = as_completed()
 
     def submit(task: ShardTask, tries: int = 0) -> None:
-        future = client.submit(_shard_on_worker, task, key=f"shard-{task.shard:05d}-{tries}", pure=False)
+        future = client.submit(_shard_on_worker, task, every_s, key=f"shard-{task.shard:05d}-{tries}", pure=False)
         waiting[str(future.key)] = task, tries
         completed.add(future)
 
-    for task in _first(tasks, window):
+    for task in _first(tasks, _TASKS_PER_WORKER * workers):
         submit(task)
     for future in completed:
         task, tries = waiting.pop(str(future.key))
@@ -181,6 +184,10 @@ def _in_window(client: Client, tasks: Iterator[ShardTask], window: int) -> Itera
         yield ShardDone(task.shard, future.result())
         for following in _first(tasks, 1):
             submit(following)
+
+
+def _report_every_s(workers: int) -> float:
+    return max(_REPORT_EVERY_S, workers / _MOST_REPORTS_PER_S)
 
 
 def _first(tasks: Iterator[ShardTask], count: int) -> Iterator[ShardTask]:

@@ -13,10 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
 
 from dataset_tools import sources, storage
 from dataset_tools.archives import STREAMED, archive_suffix_kinds
@@ -45,6 +47,8 @@ _MOST_GIVEN_UP = 8
 """So many images in units that are not complete look like a broken installation, which would kill for each image."""
 _LOOK_S = 1.0
 _LOOK_REMOTE_S = 15.0
+_LOOK_REST = 20
+"""Times as long as a look took, until the next: with a hundred thousand markers it takes seconds, and requests."""
 _SAMPLE_IMAGES = 24
 
 
@@ -155,7 +159,7 @@ def _list(job: Job) -> sources.Listing:
 
 
 def _archives(listing: sources.Listing) -> int:
-    return sum(kind == "archive" for kind in listing.table["kind"].to_pylist())
+    return int(pc.sum(pc.equal(listing.table["kind"], "archive")).as_py() or 0)
 
 
 def _workers(job: Job) -> int:
@@ -233,11 +237,12 @@ class _Watch:
         ended = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(self._every_s):
-                try:
+            took_s = 0.0
+            while not ended.wait(max(self._every_s, _LOOK_REST * took_s)):
+                started = time.monotonic()
+                with suppress(storage.StorageError):  # the job has its own word on a store that fails
                     self.look()
-                except storage.StorageError:  # the job has its own word on a store that fails
-                    continue
+                took_s = time.monotonic() - started
 
         watcher = threading.Thread(target=watch, name="facemill-progress", daemon=True)
         watcher.start()
