@@ -69,7 +69,7 @@ def _resume(folder: Path) -> int:
     run = RunFolder(str(folder / "out"))
     found = standing(run, "crop-faces", ["list"], {})
     assert found is not None
-    starts = listing_starts(found[0], _SHARD_IMAGES)
+    starts = listing_starts(found[0].table, _SHARD_IMAGES)
     assert len(run.done()) == len(starts) - 1
     return len(found[0])
 

@@ -75,7 +75,7 @@ def plain_loop(
 ) -> ScoreCounts:
     """What the Beam job does, in this process and without it; returns the sum of all segments."""
     total = ScoreCounts()
-    starts = listing_starts(listing, unit_images)
+    starts = listing_starts(listing.table, unit_images)
     for unit in range(len(starts) - 1):
         refs = listing.refs(starts[unit], starts[unit + 1])
         writer = None

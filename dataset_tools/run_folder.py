@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataset_tools import storage
 from dataset_tools.archives import STREAMED
 from dataset_tools.counts import Counts
-from dataset_tools.listing import Listing
 from schemas.manifest import Manifest, differences
 
 _FOLDERS = ("data", "ledger", "predictions", "failures", "samples", "done", "yolo", "attempts")
@@ -71,10 +71,10 @@ def refuse_difference(before: Manifest, now: dict[str, object], sources: tuple[s
         )
 
 
-def listing_starts(listing: Listing, shard_images: int) -> list[int]:
-    """`shard_starts` of a listing: a whole archive is a shard of its own."""
-    containers = listing.table["container"].combine_chunks().indices.fill_null(-1).to_numpy()
-    kinds = listing.table["kind"].combine_chunks()
+def listing_starts(table: pa.Table, shard_images: int) -> list[int]:
+    """`shard_starts` of a table with the columns container and kind of a listing; a whole archive is one shard."""
+    containers = table["container"].combine_chunks().indices.fill_null(-1).to_numpy()
+    kinds = table["kind"].combine_chunks()
     apart = [code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*STREAMED, "archive")]
     return shard_starts(containers, np.isin(kinds.indices.to_numpy(), apart), shard_images)
 

@@ -14,6 +14,7 @@ import threading
 from functools import partial
 
 from infer import score_journal
+from workflows import cli
 
 WORKER = "worker"
 _NOT_NEEDED_HERE = (
@@ -30,25 +31,12 @@ _NOT_NEEDED_HERE = (
 
 def main(arguments: list[str]) -> None:
     if arguments == [WORKER]:
-        _keep_out()
+        cli.keep_out(_NOT_NEEDED_HERE)
         from workflows.beam_engine import run_worker
 
         run_worker()
     else:
         _run_job()
-
-
-class _NotInstalled:
-    """A finder that knows better: these are not there."""
-
-    @staticmethod
-    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
-        if name in _NOT_NEEDED_HERE:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def _keep_out() -> None:
-    sys.meta_path.insert(0, _NotInstalled)
 
 
 def _run_job() -> None:
@@ -58,7 +46,7 @@ def _run_job() -> None:
     logging.basicConfig(level=logging.INFO if where.verbose else logging.ERROR)
     if where.local:
         threading.excepthook = partial(_end_with_worker, scoring.out)
-        _keep_out()
+        cli.keep_out(_NOT_NEEDED_HERE)
     told: dict[str, object]
     try:
         from workflows import beam_engine

@@ -153,16 +153,26 @@ def muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-class _WithoutPandas:
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:  # noqa: ARG002
-        if fullname == "pandas":
-            raise ModuleNotFoundError("no module named 'pandas' for this process", name=fullname)
+class _NotInstalled:
+    """A finder that knows better: these are not there."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> None:
+        if name in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def keep_out(names: Collection[str]) -> None:
+    """For a process that is all ours: these modules, which others import wherever they are installed, are not there."""
+    sys.meta_path.insert(0, _NotInstalled(names))
 
 
 def without_pandas() -> None:
     """For a process that is all ours. Arrow imports pandas wherever it is installed, to know its types by sight; none
     is ever made here, so that would only cost half a second and 45 MB in each process."""
-    sys.meta_path.insert(0, _WithoutPandas())
+    keep_out(("pandas",))
 
 
 def run_main(command: Callable[[], int], *, verbose: bool) -> NoReturn:

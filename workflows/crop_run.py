@@ -130,7 +130,7 @@ def _run_shards(job: Job, listing: sources.Listing, manifest: Manifest, retry: s
     """Run what is not done; returns the number of images that were processed now."""
     done = job.folder.done()
     again = _to_retry(job.folder, retry, done)
-    starts = listing_starts(listing, manifest.shard_images)
+    starts = listing_starts(listing.table, manifest.shard_images)
     waiting = [shard for shard in range(manifest.shards) if shard not in done or shard in again]
     if not waiting:
         return 0

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_tools import storage
-from dataset_tools.archives import STREAMED
 from dataset_tools.counts import Counts
 from dataset_tools.crop import CropRecipe
 from dataset_tools.detection import DetectorError, DetectorSettings, load_detector
@@ -33,7 +32,7 @@ from dataset_tools.importers.rehearsal import rehearse
 from dataset_tools.importers.shard import ImportTask
 from dataset_tools.importers.step import ImportRecipe
 from dataset_tools.listing import SourceError
-from dataset_tools.run_folder import FolderError, RunFolder, refuse_difference, shard_starts
+from dataset_tools.run_folder import FolderError, RunFolder, listing_starts, refuse_difference
 from dataset_tools.splits import parse_fractions
 from schemas.labels import LabelSet, UnknownLabelError, label_set
 from schemas.manifest import Manifest, ManifestError
@@ -188,7 +187,7 @@ def _plan(job: Job, args: argparse.Namespace) -> tuple[pa.Table, tuple[str, ...]
         bytes=int(pc.sum(table["size"]).as_py() or 0),
         ignored=dict(found.ignored),
         listing_fingerprint=_fingerprint(table),
-        shards=len(_starts(table, images)) - 1,
+        shards=len(listing_starts(table, images)) - 1,
         shard_images=images,
         parameters=job.parameters(found.labels, crops=crops),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -226,12 +225,6 @@ def _fingerprint(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _starts(table: pa.Table, shard_images: int) -> list[int]:
-    containers = table["container"].combine_chunks().indices.fill_null(-1).to_numpy()
-    streamed = pc.is_in(table["kind"].cast(pa.string()), pa.array(sorted(STREAMED))).to_numpy()
-    return shard_starts(containers, streamed, shard_images)
-
-
 # --- The shards -------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +242,7 @@ def _run_shards(job: Job, table: pa.Table, manifest: Manifest, *, retry: bool) -
     already = total.images
     if already:
         cli.note(f"continuing: {already:,} of {manifest.images:,} images are done")
-    starts = _starts(table, manifest.shard_images)
+    starts = listing_starts(table, manifest.shard_images)
     labels = _labels_of(manifest)
     tasks = (
         ImportTask(

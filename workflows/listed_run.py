@@ -45,7 +45,7 @@ def begin(
         bytes=listing.total_bytes,
         ignored=dict(listing.ignored),
         listing_fingerprint=listing.fingerprint(),
-        shards=len(listing_starts(listing, shard_images)) - 1,
+        shards=len(listing_starts(listing.table, shard_images)) - 1,
         shard_images=shard_images,
         parameters=dict(parameters),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

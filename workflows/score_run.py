@@ -168,7 +168,7 @@ def _workers(job: Job) -> int:
 
 def _run(job: Job, listing: sources.Listing, manifest: Manifest) -> dict[str, int]:
     """Run the job on what is not done, again after each death of a worker here; returns Beam's counters."""
-    starts = listing_starts(listing, manifest.shard_images)
+    starts = listing_starts(listing.table, manifest.shard_images)
     scoring = Scoring(job.folder.out, job.model, job.runtime, job.source, _SEGMENT_IMAGES)
     counters: dict[str, int] = {}
     watched = _Watch(job, manifest, whole=bool(_archives(listing)))
