@@ -7,6 +7,7 @@ cross the network; a runner that cut the pipeline open there would be noticed, n
 and not the pipeline's output are the result: a unit that is done is on the store at once, whatever becomes of the job.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from infer import score_journal, score_parts
 from infer.predictor import Predictor, load_predictor
 from infer.score_parts import SegmentWriter
 from infer.scoring import Piece, ScoredPiece, Scoring, Segment, Unit, read_pieces, score_piece
+from schemas.versions import compare, installed_versions
 
 NAMESPACE = "facemill"
 
@@ -49,6 +51,8 @@ class FindFaces(beam.DoFn):
         self._read_ms = Metrics.distribution(NAMESPACE, "piece_read_ms")
 
     def setup(self) -> None:
+        if self._scoring.versions and (line := compare(self._scoring.versions, installed_versions(), "Beam")):
+            logging.getLogger("facemill").warning(line)
         source = self._scoring.source
         self._detector: Detector = load_detector(source.recipe.detector) if source.detect else _no_detector
 

@@ -114,13 +114,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a worker needs to know. model: its folder. runtime: onnx or keras. segment_images: the most of one part."""
+    """What a worker needs to know. model: its folder. runtime: onnx or keras. segment_images: the most of one part.
+    versions: of the client, for workers elsewhere to compare with their own."""
 
     out: str
     model: str
     runtime: str
     source: FaceSource
     segment_images: int
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def crop_recipe(spec: ModelSpec) -> CropRecipe | None:

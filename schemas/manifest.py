@@ -5,14 +5,13 @@ the difference is named.
 """
 
 import json
-import platform
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from typing import Any
+
+from schemas.versions import installed_versions
 
 FORMAT = 1
 Bytes = bytes  # a field of Manifest has that name
-_PACKAGES = ("facemill", "numpy", "opencv-python-headless", "onnxruntime", "pillow", "pillow-heif", "pyarrow", "mtcnn")
 
 
 class ManifestError(ValueError):
@@ -35,7 +34,7 @@ class Manifest:
     shard_images: int
     parameters: dict[str, Any]
     created: str
-    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    versions: dict[str, str] = field(default_factory=installed_versions)
     format: int = FORMAT
 
     def to_json(self) -> Bytes:
@@ -64,17 +63,6 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in names
         if flat_before.get(name) != flat_now.get(name)
     ]
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of what decides pixels and boxes; a package that is not installed is left out."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

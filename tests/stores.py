@@ -1,6 +1,6 @@
 """Object stores for tests: S3 and Google Cloud Storage, each a process of its own on the loopback.
 
-They are MinIO and fake-gcs-server where `tests/real_stores.py` has built them, and the emulators moto and
+They are MinIO and fake-gcs-server where `tests/real_servers.py` has built them, and the emulators moto and
 gcp-storage-emulator elsewhere; the ids of the tests name the one that served.
 
 `s3_store` and `gcs_store` are the URL of an empty folder in
@@ -28,13 +28,19 @@ from typing import Any
 
 import pytest
 
-from tests import real_stores
+from tests import real_servers
 
 BUCKET = "faces"
 KEY, SECRET = "testing", "testing-secret"
 """The credentials of the S3 server's owner."""
-S3_SERVER = "minio" if real_stores.is_built("minio") else "moto"
-GCS_SERVER = "fake-gcs-server" if real_stores.is_built("fake-gcs-server") else "gcp-storage-emulator"
+MINIO_SETTINGS = {
+    "MINIO_ROOT_USER": KEY,
+    "MINIO_ROOT_PASSWORD": SECRET,
+    "MINIO_BROWSER": "off",
+    "MINIO_UPDATE": "off",
+}
+S3_SERVER = "minio" if real_servers.is_built("minio") else "moto"
+GCS_SERVER = "fake-gcs-server" if real_servers.is_built("fake-gcs-server") else "gcp-storage-emulator"
 STORES = (pytest.param("s3", id=S3_SERVER), pytest.param("gcs", id=GCS_SERVER))
 """For `parametrize`: the kind of store, under the name of the server that stands for it."""
 _folders = itertools.count()
@@ -103,20 +109,19 @@ def s3_server() -> str:
     endpoint = f"http://127.0.0.1:{port}"
     if S3_SERVER == "minio":
         folder = tempfile.mkdtemp(prefix="facemill-minio-")
-        settings = {
-            "MINIO_ROOT_USER": KEY,
-            "MINIO_ROOT_PASSWORD": SECRET,
-            "MINIO_BROWSER": "off",
-            "MINIO_UPDATE": "off",
-        }
-        command = [real_stores.binary("minio"), "server", "--quiet", "--address", f"127.0.0.1:{port}", folder]
-        _start(command, f"{endpoint}/minio/health/live", settings)
+        _start(minio("127.0.0.1", port, folder), f"{endpoint}/minio/health/live", MINIO_SETTINGS)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     else:
         start = f"import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
         _start([sys.executable, "-c", start], endpoint)
     s3_client(endpoint).create_bucket(Bucket=BUCKET)
     return endpoint
+
+
+def minio(address: str, port: int, folder: str | Path) -> list[str]:
+    """The command line of a MinIO that keeps its objects in a folder."""
+    words = [real_servers.binary("minio"), "server", "--quiet", "--address", f"{address}:{port}", folder]
+    return [str(word) for word in words]
 
 
 def s3_client(endpoint: str) -> Any:
@@ -134,7 +139,7 @@ def gcs_server() -> str:
     endpoint = f"http://127.0.0.1:{port}"
     if GCS_SERVER == "fake-gcs-server":
         where = ["-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", f"127.0.0.1:{port}"]
-        command = [real_stores.binary("fake-gcs-server"), "-backend", "memory", "-log-level", "error", *where]
+        command = [real_servers.binary("fake-gcs-server"), "-backend", "memory", "-log-level", "error", *where]
         _start(command, f"{endpoint}/storage/v1/b")
         bucket = json.dumps({"name": BUCKET}).encode()
         _request("POST", f"{endpoint}/storage/v1/b", bucket)

@@ -129,7 +129,7 @@ def test_a_signed_address_leaves_its_signature_in_nothing_that_is_shown_or_share
 
 # --- Rights, keys and buckets, as MinIO has them ----------------------------------------------------------------------
 
-real_s3 = pytest.mark.skipif(S3_SERVER != "minio", reason="moto asks for no key: build MinIO by tests/real_stores.py")
+real_s3 = pytest.mark.skipif(S3_SERVER != "minio", reason="moto asks for no key: build MinIO by tests/real_servers.py")
 
 
 def refused(capsys, *arguments):

@@ -60,6 +60,8 @@ def run(units: Sequence[Unit], scoring: Scoring, where: Where) -> dict[str, int]
         [sys.executable, "-P", "-m", "workflows.beam_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        # Its errors come as a line of JSON; what Beam prints for a job elsewhere is its log.
+        stderr=None if where.local or where.verbose else subprocess.DEVNULL,
         start_new_session=True,
         # Workers are started with `python -m`, which would look for our packages in the user's own folder first.
         env=os.environ | {"PYTHONSAFEPATH": "1"},

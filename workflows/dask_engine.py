@@ -22,6 +22,7 @@ from distributed.utils import get_mp_context
 from dataset_tools.counts import Counts
 from dataset_tools.detection import Detector, DetectorSettings, load_detector
 from dataset_tools.shards import ShardTask, run_shard
+from schemas import versions
 from workflows import cli
 
 _TOPIC = "facemill-progress"
@@ -31,7 +32,7 @@ _MOST_REPORTS_PER_S = 100
 _TASKS_PER_WORKER = 2
 """Waiting work for each process: one being done and one at hand, so that none waits for the scheduler."""
 _MOST_CAREFUL_TRIES = 50
-_COMPARED = ("facemill", "dask", "distributed", "numpy", "opencv-python-headless", "onnxruntime", "pillow", "pyarrow")
+_COMPARED = (*versions.PACKAGES, "dask", "distributed")
 _CONNECT_S = 15
 _WATCH_EVERY_S = 1.0
 _REPLACE_AFTER_S = 15.0
@@ -77,8 +78,18 @@ class Cluster:
 def describe(address: str) -> Cluster:
     """What stands behind the address of a scheduler. Raises EngineError when nobody answers there."""
 
+    with _client(Where(0, address)) as client:
+        threads = client.nthreads()
+        here, there = _versions(client)
+    differences = {line for one in there for line in versions.unlike(here, one)}
+    return Cluster(len(threads), sum(threads.values()), sorted(differences))
+
+
+def _versions(client: Client) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Versions here, and those of the workers, each set of them once."""
+
     # Made in here, it travels by value: a worker may not have this project at all.
-    def versions(names: tuple[str, ...]) -> dict[str, str]:
+    def installed(names: tuple[str, ...]) -> dict[str, str]:
         import platform
         from importlib import metadata
 
@@ -88,16 +99,21 @@ def describe(address: str) -> Cluster:
                 found[name] = metadata.version(name)
         return found
 
-    with _client(Where(0, address)) as client:
-        threads = client.nthreads()
-        here, there = versions(_COMPARED), client.run(versions, _COMPARED)
-    wrong = {
-        f"{name} {of_one.get(name, 'missing')} there, {version} here"
-        for of_one in there.values()
-        for name, version in here.items()
-        if of_one.get(name) != version
-    }
-    return Cluster(len(threads), sum(threads.values()), sorted(wrong))
+    there: list[dict[str, str]] = []
+    for one in client.run(installed, _COMPARED).values():
+        if one not in there:
+            there.append(one)
+    return versions.installed_versions(_COMPARED), there
+
+
+def _check_versions(client: Client, address: str) -> None:
+    """Tell how the workers' versions differ from those here. Raises EngineError where they cannot do the work."""
+    here, there = _versions(client)
+    try:
+        for line in filter(None, (versions.compare(here, one, address) for one in there)):
+            cli.note(line)
+    except versions.VersionError as error:
+        raise EngineError(str(error)) from None
 
 
 class DetectorPlugin(WorkerPlugin):
@@ -153,6 +169,8 @@ def run(
     """
     with _client(where) as client:
         workers = _wait_for_workers(client, where)
+        if where.scheduler is not None:
+            _check_versions(client, where.scheduler)
         client.register_plugin(DetectorPlugin(settings, own_process=where.scheduler is None and not where.in_process))
         client.subscribe_topic(_TOPIC, lambda event: on_progress(event[1]["shard"], event[1]))
         try:

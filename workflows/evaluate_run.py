@@ -17,8 +17,8 @@ from infer.predictor import Predictor, PredictorError, load_predictor
 from infer.slices import slices_of
 from infer.split_scores import DataSet, DataSetError, Scores, class_map, open_data_set, score_split
 from schemas.labels import LabelSet
-from schemas.manifest import installed_versions
 from schemas.tables import SPLITS
+from schemas.versions import installed_versions
 from workflows import cli
 from workflows.progress import Progress, duration
 

@@ -33,8 +33,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
 from dataset_tools import storage
+from schemas.versions import compare, installed_versions
 from train.checkpoint import State, read_state
 from train.job import Job
+from workflows import cli
 
 RUN_NAME = "checkpoints"
 _POLL_S = 0.3
@@ -42,6 +44,8 @@ _COLLECTIVE_TIMEOUT_S = 300
 _CONNECT_S = 10
 _KEPT = 2
 _PACKAGES = ("schemas", "dataset_tools", "train", "workflows")
+_COMPARED = ("keras", "numpy", "opencv-python-headless", "ray", "tensorflow")
+"""Our own code travels with the job, and Ray itself refuses another Python."""
 
 
 class EngineError(RuntimeError):
@@ -86,6 +90,7 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
     with _session(where):
         mailbox = _start_mailbox()
         hashes: dict[int, str] = {}
+        differences: set[str] = set()
         refused: list[str] = []
 
         def told(message: dict[str, Any]) -> None:
@@ -93,6 +98,11 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
                 refused.append(message["refused"])
             elif "weights_sha256" in message:
                 hashes[message["rank"]] = message["weights_sha256"]
+            elif "versions" in message:
+                line = compare(installed_versions(_COMPARED), message["versions"], where.address or "Ray")
+                if line is not None and line not in differences:
+                    differences.add(line)
+                    cli.note(line)
             else:
                 heard(message)
 
@@ -150,6 +160,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from train.loop import Worker
 
     mailbox = config["mailbox"]
+    mailbox.put.remote({"versions": installed_versions(_COMPARED)})
 
     def report(message: dict[str, Any]) -> None:
         if rank == 0 or "rank" in message:

@@ -31,6 +31,7 @@ from infer.predictor import RUNTIMES, Predictor, PredictorError, load_predictor
 from infer.score_counts import ScoreCounts
 from infer.scoring import FaceSource, Scoring, Unit, crop_recipe, read_pieces, score_piece
 from schemas.manifest import Manifest, ManifestError
+from schemas.versions import installed_versions
 from workflows import beam_job, cli
 from workflows.listed_run import begin, standing
 from workflows.places import places
@@ -169,7 +170,8 @@ def _workers(job: Job) -> int:
 def _run(job: Job, listing: sources.Listing, manifest: Manifest) -> dict[str, int]:
     """Run the job on what is not done, again after each death of a worker here; returns Beam's counters."""
     starts = listing_starts(listing.table, manifest.shard_images)
-    scoring = Scoring(job.folder.out, job.model, job.runtime, job.source, _SEGMENT_IMAGES)
+    versions = {} if job.where.local else installed_versions()
+    scoring = Scoring(job.folder.out, job.model, job.runtime, job.source, _SEGMENT_IMAGES, versions)
     counters: dict[str, int] = {}
     watched = _Watch(job, manifest, whole=bool(_archives(listing)))
     if watched.done:
