@@ -64,8 +64,7 @@ class Host:
         return process
 
     def kill(self) -> None:
-        """The power fails: every process of this host dies at once, with nobody told."""
-        self.cut()
+        """Every process of this host dies at once. After `cut` nobody hears of it, as when the power fails."""
         _end(self.name)
 
     def cut(self) -> None:

@@ -149,7 +149,6 @@ def test_workers_with_another_version_of_this_project_are_refused_in_one_line(ne
         "metadata.version = lambda name: {'facemill': '0.0.9', 'numpy': '2.0.0'}.get(name) or real(name)\n"
     )
     found["two"].kill()
-    found["two"].join()
     join(found, "two", folder, env | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     until = time.monotonic() + 60
     while True:

@@ -31,6 +31,7 @@ import ray.exceptions
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dataset_tools import storage
 from schemas.versions import compare, installed_versions
@@ -217,7 +218,9 @@ def _start_mailbox() -> Any:
         def flushed(self) -> bool:
             return True
 
-    return ray.remote(Mailbox).options(num_cpus=0).remote()
+    # Beside the driver, which the run does not survive anyway: any other machine may go, and take the actor with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
