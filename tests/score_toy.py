@@ -75,16 +75,16 @@ def run_here(units: Sequence[Unit], scoring: Scoring, _where: Where) -> dict[str
     return {"images": images}
 
 
-def predictions(out: Path) -> list[dict]:
-    return _rows(out / "predictions")
+def predictions(out: Path | str) -> list[dict]:
+    return _rows(f"{out}/predictions")
 
 
-def failures(out: Path) -> list[dict]:
-    return _rows(out / "failures")
+def failures(out: Path | str) -> list[dict]:
+    return _rows(f"{out}/failures")
 
 
-def _rows(folder: Path) -> list[dict]:
-    parts = [parquet.read_part(part) for part in parquet.parts(str(folder))]
+def _rows(folder: str) -> list[dict]:
+    parts = [parquet.read_part(part) for part in parquet.parts(folder)]
     if not parts:
         return []
     rows = pa.concat_tables(parts).sort_by([("key", "ascending"), ("face_index", "ascending")]).to_pylist()

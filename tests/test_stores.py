@@ -1,11 +1,13 @@
 """The commands with source and output in a bucket: what comes out is what the same command leaves on a disk.
 
-crop-faces is in test_crop_stores.py; `score` belongs here too.
+crop-faces is in test_crop_stores.py.
 """
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 import fsspec
@@ -16,8 +18,9 @@ import s3fs
 from onnx import numpy_helper
 
 from dataset_tools import storage
+from dataset_tools.detection import DetectorSettings, load_detector
 from infer import evaluation
-from tests import collection, labelled, toy_model, train_toy
+from tests import collection, labelled, score_toy, toy_model, train_toy
 from tests.collection import ROOT, crop_faces, faces, ledger, summary
 from tests.labelled import import_labels
 from tests.stores import BUCKET, KEY, S3_SERVER, SECRET, STORES, point_at_s3, s3_client, s3_server
@@ -98,6 +101,29 @@ def test_a_model_is_trained_in_a_bucket_checkpoints_included(request, tmp_path, 
     written = {url.removeprefix(f"{store}/model/") for url, _ in storage.list_files(f"{store}/model")}
     assert {"metrics.json", "model.keras", "model.onnx", "model.json", "README.md", "history.csv", "run.json"} < written
     assert any(name.startswith("checkpoints/checkpoint_") for name in written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STORES)
+def test_an_archive_in_a_bucket_is_scored_into_it(request, tmp_path, kind):
+    photos, model = collection.make(tmp_path / "photos", faces=6), toy_model.folder(tmp_path / "toy")
+    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "tar", photos))
+    expected = score_toy.loop([archive], model, tmp_path / "here", detect=load_detector(DetectorSettings()))
+    store = request.getfixturevalue(f"{kind}_store")
+    storage.write_bytes(f"{store}/photos.tar", archive.read_bytes())
+    upload(model, f"{store}/toy")
+    words = (f"{store}/photos.tar", "--model", f"{store}/toy", "--out", f"{store}/scores", "--workers", 2, "--json")
+    done = score_toy.score(*words)
+    told = score_toy.summary(done)
+    assert (told["images"], told["scored"], told["no_face"], told["failed"], told["faces"]) == (11, 6, 3, 2, 6)
+    assert told["fingerprint"] == f"{expected.fingerprint:064x}"
+    assert SECRET not in done.stdout + done.stderr
+    rows, here = (score_toy.predictions(out) for out in (f"{store}/scores", tmp_path / "here"))
+    assert [row["key"].removeprefix(store) for row in rows] == [row["key"].removeprefix(str(tmp_path)) for row in here]
+    assert [row | {"key": ""} for row in rows] == [row | {"key": ""} for row in here]
+    again = score_toy.summary(score_toy.score(*words))
+    assert again["fingerprint"] == told["fingerprint"]
+    assert again["counters"] == told["counters"]  # of the first run: nothing was done again
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------
