@@ -188,7 +188,7 @@ def test_there_is_a_command_for_every_engine():
 @pytest.mark.parametrize("command", commands())
 def test_every_command_parses(command):
     args, options = parse(command)
-    assert args.out.startswith("gs://")
+    assert args.out.startswith(("gs://", "s3://"))
     assert all("=" in option for option in options)
 
 
