@@ -35,6 +35,13 @@ def test_a_shrunken_crop_is_the_mean_of_the_original_pixels():
     assert np.abs(crop - mean).max() <= 0.5
 
 
+def test_a_very_large_face_is_the_mean_of_the_original_pixels():
+    picture = noise(700, 720)
+    crop, _ = crop_face(picture, face((20, 30, 596, 606)), CropRecipe(aligned=False, margin=0, size_px=32))
+    mean = picture[30:606, 20:596].reshape(32, 18, 32, 18, 3).mean((1, 3))
+    assert np.abs(crop - mean).max() <= 1
+
+
 def test_a_crop_over_the_edge_reflects_the_picture():
     picture = noise(100, 100)
     crop, _ = crop_face(picture, face((-10, 30, 30, 70)), CropRecipe(aligned=False, margin=0, size_px=40))

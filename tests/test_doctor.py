@@ -136,7 +136,10 @@ def test_other_versions_on_the_workers_are_a_fault_that_names_them(monkeypatch):
     assert told.startswith("2 workers, 4 threads; versions differ: numpy 2.3.0 there, 2.4.0 here: install the same")
 
 
-def test_a_scheduler_that_does_not_answer_is_a_fault():
+def test_a_scheduler_that_does_not_answer_is_a_fault(monkeypatch):
+    from workflows import dask_engine
+
+    monkeypatch.setattr(dask_engine, "_CONNECT_S", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -14,7 +12,8 @@ from distributed import Status
 
 from dataset_tools.encoding import encode
 from tests import collection
-from tests.collection import ROOT, crop_faces, faces, ledger, summary
+from tests.collection import crop_faces, faces, ledger, summary
+from tests.processes import done, enlarge, small_disk, started, wait_for
 from workflows import dask_engine
 
 pytestmark = pytest.mark.slow
@@ -43,26 +42,6 @@ def assert_same(out, told, undisturbed):
     assert not list(out.rglob("*.part"))
 
 
-@contextlib.contextmanager
-def started(*arguments, env=SLOW):
-    """The command in a process group of its own, as a shell starts it."""
-    process = subprocess.Popen(
-        collection.command(*arguments),
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def workers_of(process):
     """The worker processes of a run: Dask has them forked off a server, which is a child of the command."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -70,21 +49,11 @@ def workers_of(process):
     return []
 
 
-def wait_for(condition, process, seconds=90.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.05)
-
-
-def done(out):
-    return len(list((out / "done").glob("*.json"))) if (out / "done").exists() else 0
-
-
 def test_a_worker_killed_three_times_loses_nothing(photos, tmp_path, undisturbed):
     out = tmp_path / "out"
-    with started(photos, "--out", out, "--json", "--workers", 2, "--shard-size", 4) as process:
+    with started(
+        collection.command(photos, "--out", out, "--json", "--workers", 2, "--shard-size", 4), SLOW
+    ) as process:
         for kill in range(3):
             wait_for(lambda wanted=2 * kill + 1: done(out) >= wanted and workers_of(process), process)
             workers_of(process)[0].kill()
@@ -96,7 +65,7 @@ def test_a_worker_killed_three_times_loses_nothing(photos, tmp_path, undisturbed
 
 def test_a_killed_client_leaves_no_process_and_continues_when_repeated(photos, tmp_path, undisturbed):
     out = tmp_path / "out"
-    with started(photos, "--out", out, "--workers", 2, "--shard-size", 4) as process:
+    with started(collection.command(photos, "--out", out, "--workers", 2, "--shard-size", 4), SLOW) as process:
         wait_for(lambda: done(out) >= 2, process)
         workers = workers_of(process)
         process.kill()
@@ -114,7 +83,7 @@ def test_a_killed_client_leaves_no_process_and_continues_when_repeated(photos, t
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_exits_with_130_and_continues(photos, tmp_path, undisturbed, sign):
     out = tmp_path / "out"
-    with started(photos, "--out", out, "--workers", 2, "--shard-size", 4) as process:
+    with started(collection.command(photos, "--out", out, "--workers", 2, "--shard-size", 4), SLOW) as process:
         wait_for(lambda: done(out) >= 2, process)
         workers = workers_of(process)
         if sign == signal.SIGINT:
@@ -145,14 +114,8 @@ def test_a_photo_that_kills_its_worker_each_time_is_one_failed_row(tmp_path):
     assert not (out / "attempts").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root to mount a small disk")
 def test_a_full_disk_ends_the_run_with_one_line_and_the_repeated_command_completes_it(photos, tmp_path, undisturbed):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "600k") as disk:
         out = disk / "out"
         full = crop_faces(photos, "--out", out, "--workers", 2, "--shard-size", 4)
         assert full.returncode == 1
@@ -160,10 +123,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_repeated_command_complet
         assert last.startswith("error: ")
         assert last.endswith("No space left on device (the same command continues)")
         assert "Traceback" not in full.stderr
-        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        enlarge(disk)
         assert_same(out, summary(crop_faces(photos, "--out", out, "--json", "--workers", 2)), undisturbed)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
 
 
 def test_a_worker_whose_nanny_gave_up_is_replaced(monkeypatch):

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 import zipfile
 
 import cv2
@@ -15,7 +13,7 @@ import psutil
 import pytest
 
 from tests import score_toy, toy_detector, toy_model
-from tests.collection import ROOT
+from tests.processes import done, enlarge, small_disk, started, wait_for
 from tests.score_toy import score, summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -67,26 +65,6 @@ def assert_same(out, told, undisturbed):
     assert not (out / "attempts").exists()
 
 
-@contextlib.contextmanager
-def started(*arguments, env):
-    """The command in a process group of its own, as a shell starts it."""
-    process = subprocess.Popen(
-        score_toy.command(*arguments),
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def below(process, *, worker):
     """The job's process, or its workers, of a running command."""
     found = []
@@ -99,23 +77,11 @@ def below(process, *, worker):
     return found
 
 
-def wait_for(condition, process, seconds=600.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.05)
-
-
-def done(out):
-    return len(list((out / "done").glob("*.json"))) if (out / "done").exists() else 0
-
-
 def test_a_killed_worker_and_a_killed_job_lose_nothing_and_the_command_goes_on(
     archive, model, slow, tmp_path, undisturbed
 ):
     out = tmp_path / "out"
-    with started(archive, "--model", model, "--out", out, "--json", "--workers", 2, env=slow) as process:
+    with started(score_toy.command(archive, "--model", model, "--out", out, "--json", "--workers", 2), slow) as process:
         wait_for(lambda: done(out) >= 3, process)
         workers = below(process, worker=True)
         assert len(workers) == 2
@@ -137,7 +103,7 @@ def test_a_killed_worker_and_a_killed_job_lose_nothing_and_the_command_goes_on(
 
 def test_a_killed_command_leaves_no_process_and_continues_when_repeated(archive, model, slow, tmp_path, undisturbed):
     out = tmp_path / "out"
-    with started(archive, "--model", model, "--out", out, "--workers", 2, env=slow) as process:
+    with started(score_toy.command(archive, "--model", model, "--out", out, "--workers", 2), slow) as process:
         wait_for(lambda: done(out) >= 3, process)
         others = psutil.Process(process.pid).children(recursive=True)
         assert len(others) >= 3
@@ -155,7 +121,7 @@ def test_a_killed_command_leaves_no_process_and_continues_when_repeated(archive,
 
 def test_an_interrupted_run_exits_with_130_and_continues(archive, model, slow, tmp_path, undisturbed):
     out = tmp_path / "out"
-    with started(archive, "--model", model, "--out", out, "--workers", 1, env=slow) as process:
+    with started(score_toy.command(archive, "--model", model, "--out", out, "--workers", 1), slow) as process:
         wait_for(lambda: done(out) >= 2, process)
         others = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
@@ -206,17 +172,11 @@ def test_a_slow_picture_is_not_blamed_for_the_deaths_of_another_worker(model, tm
     assert (told["scored"], told["reasons"]) == (1, {"detector_crash": 1})
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root to mount a small disk")
 def test_a_full_disk_ends_the_run_with_one_line_and_the_repeated_command_completes_it(
     archive, model, tmp_path, undisturbed
 ):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
     env = toy_detector.injected(tmp_path / "site")
-    try:
+    with small_disk(tmp_path / "disk", "300k") as disk:
         out = disk / "out"
         full = score(archive, "--model", model, "--out", out, "--workers", 2, env=env)
         assert full.returncode == 1
@@ -224,8 +184,6 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_repeated_command_complet
         assert last.startswith("error: ")
         assert last.endswith("No space left on device (the same command continues)")
         assert "Traceback" not in full.stderr
-        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        enlarge(disk)
         again = score(archive, "--model", model, "--out", out, "--json", "--workers", 1, env=env)
         assert_same(out, summary(again), undisturbed)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)

@@ -24,6 +24,7 @@ from dataset_tools.detection import Detector, DetectorSettings, load_detector
 from dataset_tools.shards import ShardTask, run_shard
 from schemas import versions
 from workflows import cli
+from workflows.background import repeating
 
 _TOPIC = "facemill-progress"
 _REPORT_EVERY_S = 0.5
@@ -259,24 +260,18 @@ def _replacing_lost(cluster: LocalCluster, wanted: int) -> Iterator[None]:
     A nanny restarts a worker that died, but not one that died while it was starting, which a photo that kills its
     process does when it is handed to a fresh worker. With the last worker gone so the run would wait for ever.
     """
-    ended = threading.Event()
+    short_s = 0.0
 
-    def watch() -> None:
-        short_s = 0.0
-        while not ended.wait(_WATCH_EVERY_S):
-            lost = wanted - len(cluster.scheduler.workers)
-            short_s = short_s + _WATCH_EVERY_S if lost > 0 else 0.0
-            if short_s >= _REPLACE_AFTER_S:
-                cluster.scale(len(cluster.worker_spec) + lost)
-                short_s = 0.0
+    def replace_lost() -> None:
+        nonlocal short_s
+        lost = wanted - len(cluster.scheduler.workers)
+        short_s = short_s + _WATCH_EVERY_S if lost > 0 else 0.0
+        if short_s >= _REPLACE_AFTER_S:
+            cluster.scale(len(cluster.worker_spec) + lost)
+            short_s = 0.0
 
-    watcher = threading.Thread(target=watch, name="facemill-workers", daemon=True)
-    watcher.start()
-    try:
+    with repeating(replace_lost, lambda: _WATCH_EVERY_S):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _wait_for_workers(client: Client, where: Where) -> int:

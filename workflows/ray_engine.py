@@ -38,6 +38,7 @@ from schemas.versions import compare, installed_versions
 from train.checkpoint import State, read_state
 from train.job import Job
 from workflows import cli
+from workflows.background import repeating
 
 RUN_NAME = "checkpoints"
 _POLL_S = 0.3
@@ -225,26 +226,17 @@ def _start_mailbox() -> Any:
 
 @contextlib.contextmanager
 def _listening(mailbox: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    ended = threading.Event()
 
     def fetch() -> None:
-        for message in ray.get(mailbox.take.remote()):
-            heard(message)
-
-    def listen() -> None:
-        while not ended.wait(_POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError):
-                fetch()
-
-    thread = threading.Thread(target=listen, name="facemill-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
         with contextlib.suppress(ray.exceptions.RayError):
-            fetch()
+            for message in ray.get(mailbox.take.remote()):
+                heard(message)
+
+    try:
+        with repeating(fetch, lambda: _POLL_S):
+            yield
+    finally:
+        fetch()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ from infer.scoring import FaceSource, Scoring, Unit, crop_recipe, read_pieces, s
 from schemas.manifest import Manifest, ManifestError
 from schemas.versions import installed_versions
 from workflows import beam_job, cli
+from workflows.background import repeating
 from workflows.listed_run import begin, standing
 from workflows.places import places
 from workflows.progress import Progress, duration, size
@@ -236,23 +236,17 @@ class _Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        ended = threading.Event()
+        took_s = 0.0
 
         def watch() -> None:
-            took_s = 0.0
-            while not ended.wait(max(self._every_s, _LOOK_REST * took_s)):
-                started = time.monotonic()
-                with suppress(storage.StorageError):  # the job has its own word on a store that fails
-                    self.look()
-                took_s = time.monotonic() - started
+            nonlocal took_s
+            started = time.monotonic()
+            with suppress(storage.StorageError):  # the job has its own word on a store that fails
+                self.look()
+            took_s = time.monotonic() - started
 
-        watcher = threading.Thread(target=watch, name="facemill-progress", daemon=True)
-        watcher.start()
-        try:
+        with repeating(watch, lambda: max(self._every_s, _LOOK_REST * took_s)):
             yield
-        finally:
-            ended.set()
-            watcher.join()
 
     def close(self) -> None:
         self._progress.close(self._so_far(), self.total.faces, self.total.failed)
