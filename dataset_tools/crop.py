@@ -115,7 +115,7 @@ def _sample(pixels: RgbImage, matrix: NDArray[np.float64], size: int) -> RgbImag
     if block > 1:
         rows, columns = part.shape[0] // block, part.shape[1] // block
         whole = part[: rows * block, : columns * block]
-        part = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+        part = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     k = max(1, math.ceil(shrink / block))
     fine = matrix * k
     fine[:, 2] += fine[:, 0] * x0 + fine[:, 1] * y0
