@@ -164,7 +164,7 @@ def _expressions(summary: Mapping[str, Any], spec: ModelSpec, found: _Found) -> 
         rows += f"<tr><th>{escape(name)}</th><td>{count:,}</td><td>{share}</td><td>{mean}</td></tr>"
     note = "By the most probable class of each face. What a face shows, not what a person feels."
     head = "<tr><th></th><td>faces</td><td>share</td><td>mean confidence</td></tr>"
-    return f'<h2>Expressions</h2><p class="soft">{note}</p><table>{head}{rows}</table>'
+    return f'<h2>Expressions</h2><p class="soft">{note}</p><table class="figures">{head}{rows}</table>'
 
 
 def _samples(spec: ModelSpec, found: _Found) -> str:
