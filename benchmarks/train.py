@@ -1,8 +1,8 @@
 """`just bench-train`: does the feed keep up with the step, and is the loop as fast as Keras' own?
 
 Four figures on the same network and faces, in images/s: the step on a batch that lies in memory (the ceiling), the loop
-with its feed, Keras `fit` on arrays in one process, and two Ray workers against one. Faces are drawn, not read from a
-data set, so that anybody can run it.
+with its feed, Keras `fit` on arrays in one process, and two Ray workers against one. Rounds take them in turn, and the
+medians of the rounds are told. Faces are drawn, not read from a data set, so that anybody can run it.
 """
 
 import argparse
@@ -28,6 +28,13 @@ from train import loop
 from train.data import describe
 from train.job import Job, make_model, make_spec, split_rows, training_feed, validation_feed
 from train.recipes_io import Augment, load, override
+
+RATIOS = (
+    ("loop", "step_in_memory"),
+    ("loop_unaugmented", "step_in_memory"),
+    ("loop_unaugmented", "keras_fit"),
+    ("ray_2", "ray_1"),
+)
 
 
 def draw_faces(folder: str, count: int, side: int) -> str:
@@ -102,6 +109,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="compact48_fer2013")
     parser.add_argument("--faces", type=int, default=2560)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--no-ray", action="store_true", help="leave out the two runs on Ray")
     args = parser.parse_args()
@@ -113,17 +121,19 @@ def main() -> None:
         job = Job(data.url, recipe, make_spec(data, recipe))
         plain = Job(data.url, override(recipe, [f"augment.{name}=0" for name in vars(Augment())]), job.spec)
         steps = max(2, args.faces // recipe.batch_size)
-        found = {"step_in_memory": ceiling(job, steps), "loop": whole_loop(job), "loop_unaugmented": whole_loop(plain)}
-        found["keras_fit"] = keras_fit(job, args.epochs)
+        measures = {
+            "step_in_memory": lambda: ceiling(job, steps),
+            "loop": lambda: whole_loop(job),
+            "loop_unaugmented": lambda: whole_loop(plain),
+            "keras_fit": lambda: keras_fit(job, args.epochs),
+        }
         if not args.no_ray:
-            found |= {"ray_1": on_ray(job, 1), "ray_2": on_ray(job, 2)}
-    found |= {
-        "loop_to_step": found["loop"] / found["step_in_memory"],
-        "loop_unaugmented_to_step": found["loop_unaugmented"] / found["step_in_memory"],
-        "loop_unaugmented_to_fit": found["loop_unaugmented"] / found["keras_fit"],
-    }
-    if not args.no_ray:
-        found["ray_2_to_1"] = found["ray_2"] / found["ray_1"]
+            measures |= {"ray_1": lambda: on_ray(job, 1), "ray_2": lambda: on_ray(job, 2)}
+        rounds = [{name: measure() for name, measure in measures.items()} for _ in range(args.rounds)]
+    found = {name: statistics.median(one[name] for one in rounds) for name in measures}
+    for part, whole in RATIOS:
+        if part in found:
+            found[f"{part}_to_{whole}"] = statistics.median(one[part] / one[whole] for one in rounds)
     print(json.dumps({name: round(one, 3) for name, one in found.items()}, indent=2))
 
 
