@@ -245,7 +245,10 @@ def processes_of_ray():
     }
 
 
-def test_a_killed_driver_continues_when_the_command_is_repeated_and_leaves_nothing_running(dataset, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_ended_continues_when_the_command_is_repeated_and_leaves_nothing_running(
+    dataset, tmp_path, sign
+):
     before = processes_of_ray()
     out = tmp_path / "model"
     arguments = command(dataset, out, "--set", "epochs=12")
@@ -257,6 +260,12 @@ def test_a_killed_driver_continues_when_the_command_is_repeated_and_leaves_nothi
                 assert first.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < until, (tmp_path / "log").read_text()
                 time.sleep(0.1)
+            if sign == signal.SIGINT:
+                os.killpg(first.pid, sign)  # a terminal sends Ctrl-C to the whole group
+                assert first.wait(60) == 130
+                told = (tmp_path / "log").read_text()
+                assert told.endswith("\ninterrupted: the same command continues where it stopped\n")
+                assert "Traceback" not in told
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(first.pid, signal.SIGKILL)

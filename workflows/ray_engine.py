@@ -121,7 +121,7 @@ def run(job: Job, where: Where, heard: Callable[[dict[str, Any]], None]) -> Trai
             ),
         )
         failed: Exception | None = None
-        with _listening(mailbox, told):
+        with _listening(mailbox, told), _interrupts():
             try:
                 result = trainer.fit()
             except Exception as error:
@@ -237,6 +237,19 @@ def _listening(mailbox: Any, heard: Callable[[dict[str, Any]], None]) -> Iterato
             yield
     finally:
         fetch()
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C as everywhere else: Ray puts a handler of its own in place for good, which ends the process in silence."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
