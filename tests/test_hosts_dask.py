@@ -142,20 +142,20 @@ def test_a_host_cut_off_in_mid_run_loses_nothing(net, here, photos, tmp_path):
 
 
 def test_workers_with_another_version_of_this_project_are_refused_in_one_line(net, tmp_path):
-    found, env, folder = net
+    found, env, _ = net
     (tmp_path / "sitecustomize.py").write_text(
         "from importlib import metadata\n"
         "real = metadata.version\n"
         "metadata.version = lambda name: {'facemill': '0.0.9', 'numpy': '2.0.0'}.get(name) or real(name)\n"
     )
     found["two"].kill()
-    join(found, "two", folder, env | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    join(found, "two", tmp_path, env | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     until = time.monotonic() + 60
-    while True:
-        process = started(found, env, "s3://faces/other")
-        _, stderr = process.communicate(timeout=60)
-        if process.returncode or time.monotonic() > until:
-            break
+    while "Registered to" not in (tmp_path / "two.log").read_text():
+        assert time.monotonic() < until, (tmp_path / "two.log").read_text()
+        time.sleep(0.1)
+    process = started(found, env, "s3://faces/other")
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     line = stderr.splitlines()[-1]
     assert line.startswith(f"error: the workers of {address(found)} differ: facemill 0.0.9 there, ")
