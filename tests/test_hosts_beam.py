@@ -13,6 +13,7 @@ import pytest
 
 from tests import hosts, real_servers, score_toy, toy_detector, toy_model
 from tests.collection import ROOT, make
+from tests.processes import done, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,10 +103,6 @@ def assert_same(told, out, here):
     assert not list(out.rglob("*.part"))
 
 
-def done(out):
-    return len(list((out / "done").glob("*.json"))) if (out / "done").exists() else 0
-
-
 def test_another_host_scores_and_the_result_is_that_of_a_plain_loop(net, photos, model, here, tmp_path):
     out = tmp_path / "out"
     process = started(net, photos, model, out)
@@ -120,11 +117,7 @@ def test_a_runner_that_dies_in_mid_run_is_one_line_and_the_repeated_command_comp
 ):
     out = tmp_path / "out"
     process = started(net, photos, model, out)
-    until = time.monotonic() + 90
-    while done(out) < 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: done(out) >= 3, process)
     net["runner"].kill()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1

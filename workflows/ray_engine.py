@@ -25,9 +25,7 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for the next check
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more; a node that goes is got over anyway
-os.environ.setdefault(
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300"
-)  # two cores take 40 s, beside other work twice that
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # two cores take 40 s, busy ones twice that
 os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, lets any other program of the machine starve us
 
 import ray
@@ -230,7 +228,6 @@ def _start_mailbox() -> Any:
 
 @contextlib.contextmanager
 def _listening(mailbox: Any, heard: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-
     def fetch() -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             for message in ray.get(mailbox.take.remote()):
