@@ -288,12 +288,27 @@ def test_shared_photos_are_told_on_top_and_the_leak_free_score_stands_beside(tmp
 
 def test_the_training_data_of_a_model_may_be_another_data_set(tmp_path, capsys):
     faces = ten_faces()
-    elsewhere = data_set(tmp_path / "else", [face(90, RED, 0, "train", source_sha256=faces[0].source_sha256)])
+    copies = [
+        face(90 + n, RED, 0, split, source_sha256=faces[n].source_sha256)
+        for n, split in enumerate(("train", "validation", "test"))
+    ]
+    elsewhere = data_set(tmp_path / "else", copies)
     data, model = data_set(tmp_path / "faces", faces), toy_model.folder(tmp_path / "m")
     run(model, data, "--out", tmp_path / "out", "--trained-on", elsewhere)
-    assert metrics_of(tmp_path / "out")["shared"]["with"][str(elsewhere)]["faces"] == 1
-    line = refused(capsys, model, data, "--out", tmp_path / "o", "--trained-on", tmp_path / "no")
-    assert "has no data/*.parquet" in line
+    # The third copy does not count: no model trains on a test split.
+    assert metrics_of(tmp_path / "out")["shared"]["with"][str(elsewhere)]["faces"] == 2
+    tests_alone = data_set(tmp_path / "tests", [face(93, RED, 0, "test")])
+    for folder in (tmp_path / "no", tests_alone):
+        line = refused(capsys, model, data, "--out", tmp_path / "o", "--trained-on", folder)
+        assert "has no data/train-*.parquet" in line
+
+
+def test_a_model_may_be_measured_on_the_test_split_of_what_it_was_trained_on(tmp_path):
+    faces = [*ten_faces(), face(94, RED, 0, "train"), face(95, RED, 0, "validation")]
+    data, model = data_set(tmp_path / "faces", faces), toy_model.folder(tmp_path / "m")
+    run(model, data, "--out", tmp_path / "out", "--trained-on", data)
+    told = metrics_of(tmp_path / "out")["shared"]
+    assert (told["faces"], told["left"]) == (0, 10)
 
 
 def test_pixels_are_compared_by_their_digests_and_flat_hashes_say_nothing(tmp_path):

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="another data set that a model was trained on: photos shared with any split of it are told too",
+        help="another data set that a model was trained on: photos shared with its train or validation count too",
     )
     labels = parser.add_argument_group("labels (a model with other classes than the data set is refused without these)")
     labels.add_argument(

@@ -83,9 +83,13 @@ def _named(predictors: list[Predictor]) -> Models:
 
 
 def _parts(folder: str) -> tuple[str, ...]:
-    found = tuple(part for _, part in parquet.data_parts(folder))
+    """What a model trained on this data set has seen: the faces it learnt from and those it was chosen by."""
+    found = tuple(part for split, part in parquet.data_parts(folder) if split != "test")
     if not found:
-        raise cli.UserError(f"--trained-on {storage.redact(folder)} has no data/*.parquet: name a face data set")
+        raise cli.UserError(
+            f"--trained-on {storage.redact(folder)} has no data/train-*.parquet and no data/validation-*.parquet: "
+            "name the face data set that the model was trained on"
+        )
     return found
 
 
