@@ -21,6 +21,9 @@ _ARCFACE_112 = np.array(
 _ARCFACE_SIDE = 112.0
 _LEAST_SAMPLES = 3
 """Of averaged blocks along a crop pixel: with two the crops lose 5 % of their sharpness, with three 2 %."""
+_SPACING_PX = 1.5
+"""Between bilinear samples at most. Each reaches over two pixels, so that none is left out, and samples √2 px apart
+spread just as wide as the average over the area: closer ones blur, and cost more."""
 
 CROP_FORMATS = ("jpeg", "png", "webp")
 
@@ -87,10 +90,10 @@ def _upright(face: Face, recipe: CropRecipe) -> NDArray[np.float64]:
 
 
 def _sample(pixels: RgbImage, matrix: NDArray[np.float64], size: int) -> RgbImage:
-    """Averages k × k samples a crop pixel, where k is how many pixels one crop pixel spans.
+    """Averages k × k bilinear samples a crop pixel.
 
-    From six on, whole blocks of original pixels are averaged first, and three or more of those sampled: four levels of
-    255 beside sampling every pixel at most, and a third of the time.
+    Where one spans six and more original pixels along a side, whole blocks of these are averaged first, and three or
+    more of those sampled: four levels of 255 beside sampling every pixel at most, and a third of the time.
     """
     shrink = 1 / math.hypot(matrix[0, 0], matrix[1, 0])
     # Only the part under the square is handed over: OpenCV's warp takes no side of more than 32,767 px.
@@ -116,7 +119,7 @@ def _sample(pixels: RgbImage, matrix: NDArray[np.float64], size: int) -> RgbImag
         rows, columns = part.shape[0] // block, part.shape[1] // block
         whole = part[: rows * block, : columns * block]
         part = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    k = max(1, math.ceil(shrink / block))
+    k = max(1, math.ceil(shrink / block / (1 if block > 1 else _SPACING_PX)))
     fine = matrix * k
     fine[:, 2] += fine[:, 0] * x0 + fine[:, 1] * y0
     fine[:, :2] *= block

@@ -2,7 +2,8 @@
 
 The web is full of broken, huge and odd files, so every bound is checked on the header before anything is decoded, a
 damaged file gives a Failure instead of half a picture, and what is shown is what a viewer shows: turned as EXIF says,
-in sRGB, 16 bits scaled to 8. Pillow decodes (libjpeg-turbo inside): unlike OpenCV it tells a truncated file.
+in sRGB, 16 bits scaled to 8. Pillow decodes, since unlike OpenCV it tells a truncated file; the plain JPEGs, which
+most photos are, go straight through libjpeg-turbo, the same library that Pillow has inside.
 """
 
 import functools
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from dataset_tools.colour import srgb_converter
@@ -65,11 +67,31 @@ def _decode(data: bytes, kind: str, limits: Limits) -> DecodedImage | Failure:
         refused = _refused(*image.size, limits)
         if refused is not None:
             return refused
+        plain = _plain_jpeg(data, image)
+        if plain is not None:
+            return plain
         image.load()
         orientation = _orientation(image)
         convert, stored_rgb = srgb_converter(image)
         pixels = _plain_array(image, orientation) if stored_rgb else _converted_array(image, convert, orientation)
         return DecodedImage(pixels, image.format or kind, orientation == 1, stored_rgb)
+
+
+def _plain_jpeg(data: bytes, image: Image.Image) -> DecodedImage | None:
+    """A JPEG in RGB or grey without a profile that matters, at three quarters of the time that Pillow takes, whose four
+    bytes a pixel are never there. None for any other picture, and for one that libjpeg has the least doubt about: there
+    Pillow has the word, and what it says of damage."""
+    if image.format not in _PLUGINS["JPEG"] or image.mode not in ("RGB", "L") or not srgb_converter(image)[1]:
+        return None
+    # Room for what the header says and not more: a second header in a hostile file may say something else.
+    stored = np.empty((image.height, image.width, 3), np.uint8)
+    try:
+        if simplejpeg.decode_jpeg(data, "RGB", buffer=stored).shape != stored.shape:
+            return None
+    except ValueError:
+        return None
+    orientation = _orientation(image)
+    return DecodedImage(_turned(stored, orientation), image.format, orientation == 1, True)
 
 
 # --- What the bytes are -----------------------------------------------------------------------------------------------
@@ -261,6 +283,14 @@ def _as_stored(upright: RgbImage, orientation: int) -> RgbImage:
     flipped = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(orientation, (1, 1))
     view = upright[:: flipped[0], :: flipped[1]]
     return view.transpose(1, 0, 2) if orientation >= 5 else view
+
+
+def _turned(stored: RgbImage, orientation: int) -> RgbImage:
+    turned = cv2.transpose(stored) if orientation >= 5 else stored
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    if flip is not None:
+        cv2.flip(turned, flip, dst=turned)
+    return turned.astype(np.uint8, copy=False)
 
 
 # Pillow then keeps a picture in one block, which Arrow and numpy can look at without a copy.

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import cv2
-import numpy as np
 
 from dataset_tools.detection import Face, RgbImage
 
@@ -55,8 +54,8 @@ def measure(crop: RgbImage, face: Face) -> Quality:
         small = cv2.resize(grey, (_SHARPNESS_SIDE_PX, _SHARPNESS_SIDE_PX), interpolation=cv2.INTER_AREA)
     (left_x, left_y), (right_x, right_y) = face.landmarks[:2]
     return Quality(
-        sharpness=float(np.var(cv2.Laplacian(small, cv2.CV_32F))),
-        luminance_mean=float(grey.mean() / 255),
+        sharpness=float(cv2.meanStdDev(cv2.Laplacian(small, cv2.CV_16S))[1][0, 0] ** 2),
+        luminance_mean=cv2.mean(grey)[0] / 255,
         inter_eye_distance_px=math.hypot(right_x - left_x, right_y - left_y),
         head_roll_deg=math.degrees(math.atan2(right_y - left_y, right_x - left_x)),
     )

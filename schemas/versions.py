@@ -4,7 +4,17 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 
-PACKAGES = ("facemill", "numpy", "opencv-python-headless", "onnxruntime", "pillow", "pillow-heif", "pyarrow", "mtcnn")
+PACKAGES = (
+    "facemill",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "pillow",
+    "pillow-heif",
+    "simplejpeg",
+    "pyarrow",
+    "mtcnn",
+)
 _INSTALL = "install the same on both: uv pip install -c requirements.lock facemill"
 
 

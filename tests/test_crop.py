@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -40,6 +41,15 @@ def test_a_very_large_face_is_the_mean_of_the_original_pixels():
     crop, _ = crop_face(picture, face((20, 30, 596, 606)), CropRecipe(aligned=False, margin=0, size_px=32))
     mean = picture[30:606, 20:596].reshape(32, 18, 32, 18, 3).mean((1, 3))
     assert np.abs(crop - mean).max() <= 1
+
+
+def test_a_crop_that_shrinks_a_little_is_as_sharp_as_the_average_over_the_area():
+    """Each crop pixel spans one and a half: with closer samples the crop has 0.97 of the contrast."""
+    picture = cv2.GaussianBlur(noise(136, 136), (0, 0), 1.0)
+    crop, _ = crop_face(picture, face((20, 20, 116, 116)), CropRecipe(aligned=False, margin=0, size_px=64))
+    mean = picture[20:116, 20:116].repeat(2, 0).repeat(2, 1).reshape(64, 3, 64, 3, 3).mean((1, 3))
+    assert np.abs(crop - mean).mean() < 2
+    assert crop.std() / mean.std() == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_crop_over_the_edge_reflects_the_picture():
