@@ -26,6 +26,7 @@ WEIGHTS_SHA256 = {
     "onet.lz4": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
 _MEAN, _SPREAD = 127.5, 128.0
+_INPUT = "x"
 
 Array = NDArray[np.float64]
 
@@ -72,8 +73,15 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values, dtype=np.float32), name))
         return name
 
-    def channels_first(self, x: str) -> str:
-        return self.add("Transpose", x, perm=[0, 3, 1, 2])
+    def conv_on_pixels(self, kernel: Array, bias: Array) -> str:
+        """The first layer, for pixels of 0 to 255 instead of (pixel - 127.5) / 128, on the input as it lies in memory.
+
+        Its rows of R, G, B, R, G, B, ... are one channel of three times the width, over which the kernel moves by
+        three: the same sums, and no pass over the pixels that puts the channels first.
+        """
+        height, width, channels, filters = kernel.shape
+        flat = (kernel / _SPREAD).reshape(height, width * channels, 1, filters)
+        return self.conv(_INPUT, flat, bias - kernel.sum((0, 1, 2)) * _MEAN / _SPREAD, strides=[1, channels])
 
     def conv(self, x: str, kernel: Array, bias: Array | None = None, **attributes: int | list[int]) -> str:
         """kernel: (height, width, in, out) as Keras keeps it."""
@@ -92,17 +100,21 @@ class _Graph:
         So one fused pass after the relu instead of two. It needs slopes below 1.
         """
         a = slopes.ravel()
-        z = self.conv(x, kernel * (1 - a), bias * (1 - a))
+        return self.prelu_of_scaled(self.conv(x, kernel * (1 - a), bias * (1 - a)), a)
+
+    def prelu_of_scaled(self, z: str, a: Array) -> str:
+        """PReLU for slopes a, of what comes scaled by 1-a."""
         return self.add("Add", self.per_channel(z, a / (1 - a)), self.add("Relu", z))
 
     def dense(self, x: str, kernel: Array, bias: Array) -> str:
         return self.add("Gemm", x, self.constant(kernel), self.constant(bias))
 
     def session(self, output: str, input_shape: list[int | str]) -> onnxruntime.InferenceSession:
+        """input_shape: count, 1, height, three times the width."""
         graph = helper.make_graph(
             self.nodes,
             "mtcnn",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
+            [helper.make_tensor_value_info(_INPUT, TensorProto.FLOAT, input_shape)],
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
             self.constants,
         )
@@ -122,11 +134,6 @@ def _session(graph: onnx.GraphProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _on_pixels(kernel: Array, bias: Array) -> tuple[Array, Array]:
-    """The first layer for pixels of 0 to 255 instead of (pixel - 127.5) / 128."""
-    return kernel / _SPREAD, bias - kernel.sum((0, 1, 2)) * _MEAN / _SPREAD
-
-
 def _difference(kernel: Array, bias: Array) -> tuple[Array, Array]:
     """One output, logit of face minus logit of no face, in place of the two."""
     return kernel[..., 1:] - kernel[..., :1], bias[1:] - bias[:1]
@@ -135,16 +142,19 @@ def _difference(kernel: Array, bias: Array) -> tuple[Array, Array]:
 def _pnet(weights: list[Array]) -> onnxruntime.InferenceSession:
     k1, b1, a1, k2, b2, a2, k3, b3, a3, k_box, b_box, k_face, b_face = weights
     graph = _Graph()
-    x = _pooled_prelu(graph, graph.channels_first("x"), *_on_pixels(k1, b1), a1.ravel())
+    x = _pooled_prelu(graph, k1, b1, a1.ravel())
     # _pooled_prelu negates the channels of slopes above 1: so does this kernel.
     x = graph.conv_prelu(x, k2 * np.where(a1.ravel() > 1, -1.0, 1.0)[:, None], b2, a2)
-    x = graph.conv_prelu(x, k3, b3, a3)
     k_face, b_face = _difference(k_face, b_face)
-    x = graph.conv(x, np.concatenate([k_box, k_face], axis=-1), np.concatenate([b_box, b_face]))
-    return graph.session(x, [1, "height", "width", 3])
+    heads, biases = np.concatenate([k_box, k_face], axis=-1), np.concatenate([b_box, b_face])
+    # The last PReLU as in conv_prelu, but the heads take its two parts, each for itself, and add up only five channels.
+    a = a3.ravel()
+    z = graph.conv(x, k3 * (1 - a), b3 * (1 - a))
+    linear = graph.conv(z, heads * (a / (1 - a))[:, None], biases)
+    return graph.session(graph.add("Add", linear, graph.conv(graph.add("Relu", z), heads)), [1, 1, "height", "values"])
 
 
-def _pooled_prelu(graph: _Graph, x: str, kernel: Array, bias: Array, slopes: Array) -> str:
+def _pooled_prelu(graph: _Graph, kernel: Array, bias: Array, slopes: Array) -> str:
     """P-Net's first layer, convolution, PReLU and 2x2 max pooling, with the pooling done before the PReLU.
 
     PReLU then works on a quarter of the cells. For a slope a >= 0 the order does not matter. For a < 0, PReLU is
@@ -156,7 +166,7 @@ def _pooled_prelu(graph: _Graph, x: str, kernel: Array, bias: Array, slopes: Arr
     negative = np.flatnonzero(slopes < 0)
     kernel = np.concatenate([kernel, kernel[..., negative] * slopes[negative]], axis=-1)
     bias = np.concatenate([bias, bias[negative] * slopes[negative]])
-    pooled = graph.add("MaxPool", graph.conv(x, kernel, bias), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    pooled = graph.add("MaxPool", graph.conv_on_pixels(kernel, bias), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
     inside, outside = np.zeros((2, bias.size, channels))  # each (in, out)
     for channel in np.flatnonzero(slopes >= 0):
         sign = -1.0 if slopes[channel] > 1 else 1.0
@@ -186,18 +196,19 @@ def _first_layer(graph: _Graph, kernel: Array, bias: Array, slopes: Array, follo
     """
     pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}
     spare = -bias.size % 16
-    kernel, bias = _on_pixels(np.pad(kernel, [(0, 0)] * 3 + [(0, spare)]), np.pad(bias, (0, spare)))
+    kernel, bias = np.pad(kernel, [(0, 0)] * 3 + [(0, spare)]), np.pad(bias, (0, spare))
     slopes = np.pad(slopes.ravel(), (0, spare))
     order = np.argsort(-slopes, kind="stable")
     first = order[: np.count_nonzero(slopes >= 0) // 16 * 16]
     rest = order[first.size :]
-    x = graph.channels_first("x")
-    late = graph.add("MaxPool", graph.conv(x, kernel[..., first], bias[first]), **pool)
+    late = graph.add("MaxPool", graph.conv_on_pixels(kernel[..., first], bias[first]), **pool)
     # For a slope a > 1 this gives the negated channel, as a*m + (1-a)*relu(m) is -(relu((a-1)*m) - a*m).
     sign = np.where(slopes > 1, -1.0, 1.0)
     inside = graph.per_channel(late, (sign * (1 - slopes))[first])
     late = graph.add("Add", graph.per_channel(late, (sign * slopes)[first]), graph.add("Relu", inside))
-    early = graph.add("MaxPool", graph.conv_prelu(x, kernel[..., rest], bias[rest], slopes[rest]), **pool)
+    a = slopes[rest]
+    z = graph.conv_on_pixels(kernel[..., rest] * (1 - a), bias[rest] * (1 - a))
+    early = graph.add("MaxPool", graph.prelu_of_scaled(z, a), **pool)
     following = np.pad(following, [(0, 0)] * 2 + [(0, spare), (0, 0)]) * sign[:, None]
     return graph.add("Concat", late, early, axis=1), following[:, :, order]
 
@@ -212,7 +223,7 @@ def _rnet(weights: list[Array]) -> onnxruntime.InferenceSession:
     x = graph.add("PRelu", graph.dense(graph.add("Flatten", x), _flat(k4, 3), b4), graph.constant(a4))
     k_face, b_face = _difference(k_face, b_face)
     x = graph.dense(x, np.concatenate([k_box, k_face], axis=-1), np.concatenate([b_box, b_face]))
-    return graph.session(x, ["faces", 24, 24, 3])
+    return graph.session(x, ["faces", 1, 24, 3 * 24])
 
 
 def _onet(weights: list[Array]) -> onnxruntime.InferenceSession:
@@ -230,7 +241,7 @@ def _onet(weights: list[Array]) -> onnxruntime.InferenceSession:
     k_face, b_face = _difference(k_face, b_face)
     kernel = np.concatenate([k_box, k_points, k_face], axis=-1)
     x = graph.dense(x, kernel, np.concatenate([b_box, b_points, b_face]))
-    return graph.session(x, ["faces", 48, 48, 3])
+    return graph.session(x, ["faces", 1, 48, 3 * 48])
 
 
 def _row_mixer() -> onnxruntime.InferenceSession:
@@ -262,19 +273,24 @@ class Networks:
 
     def propose(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """P-Net: (height, width, 3) to (5, rows, columns) of cells: four box offsets and the logit of a face."""
-        return self._pnet.run(None, {"x": pixels[None]})[0][0]
+        return _run(self._pnet, pixels[None])[0]
 
     def refine(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """R-Net: (n, 24, 24, 3) to (n, 5): four box offsets and the logit of a face."""
-        return self._rnet.run(None, {"x": patches})[0]
+        return _run(self._rnet, patches)
 
     def decide(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """O-Net: (n, 48, 48, 3) to (n, 15): four box offsets, five x and five y of landmarks, the logit of a face."""
-        return self._onet.run(None, {"x": patches})[0]
+        return _run(self._onet, patches)
 
     def mix_rows(self, weights: NDArray[np.float32], rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """weights (m, r) times rows (r, n)."""
         return self._rows.run(None, {"weights": weights, "rows": rows})[0]
+
+
+def _run(network: onnxruntime.InferenceSession, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    count, height, width, channels = pixels.shape
+    return network.run(None, {_INPUT: pixels.reshape(count, 1, height, width * channels)})[0]
 
 
 @functools.cache
