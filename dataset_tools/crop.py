@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 
 from dataset_tools.detection import Face, RgbImage
 
-_ARCFACE_112 = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+_ARCFACE_112 = (
+    complex(38.2946, 51.6963),
+    complex(73.5318, 51.5014),
+    complex(56.0252, 71.7366),
+    complex(41.5493, 92.3655),
+    complex(70.7299, 92.2041),
 )
-"""Where the landmarks stand in ArcFace's square of 112 px (Deng et al., 2019)."""
+"""Where the landmarks stand in ArcFace's square of 112 px (Deng et al., 2019), as x + iy."""
 _ARCFACE_SIDE = 112.0
 _LEAST_SAMPLES = 3
 """Of averaged blocks along a crop pixel: with two the crops lose 5 % of their sharpness, with three 2 %."""
@@ -68,16 +72,17 @@ def crop_face(pixels: RgbImage, face: Face, recipe: CropRecipe) -> tuple[RgbImag
 def _align(face: Face, recipe: CropRecipe) -> NDArray[np.float64] | None:
     """Least squares over scale, rotation and shift, closed form: with points as complex numbers it is w = a·z + b."""
     scale = recipe.size_px / (_ARCFACE_SIDE * (1 + 2 * recipe.margin))
-    target = (_ARCFACE_112 + recipe.margin * _ARCFACE_SIDE) * scale
-    z = np.array([complex(x, y) for x, y in face.landmarks])
-    w = target[:, 0] + 1j * target[:, 1]
-    spread = np.sum(np.abs(z - z.mean()) ** 2)
+    # Python's own numbers: numpy takes several times as long over five.
+    z = [complex(x, y) for x, y in face.landmarks]
+    w = [(point + recipe.margin * complex(_ARCFACE_SIDE, _ARCFACE_SIDE)) * scale for point in _ARCFACE_112]
+    z_mean, w_mean = sum(z) / len(z), sum(w) / len(w)
+    spread = sum(abs(point - z_mean) ** 2 for point in z)
     if spread < 1.0:
         return None
-    a = np.sum(np.conj(z - z.mean()) * (w - w.mean())) / spread
+    a = sum((p - z_mean).conjugate() * (q - w_mean) for p, q in zip(z, w, strict=True)) / spread
     if abs(a) < 1e-6:
         return None
-    b = w.mean() - a * z.mean()
+    b = w_mean - a * z_mean
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
@@ -97,9 +102,8 @@ def _sample(pixels: RgbImage, matrix: NDArray[np.float64], size: int) -> RgbImag
     """
     shrink = 1 / math.hypot(matrix[0, 0], matrix[1, 0])
     # Only the part under the square is handed over: OpenCV's warp takes no side of more than 32,767 px.
-    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]], float)
-    inverse = np.linalg.inv(matrix[:, :2])
-    source = (corners - matrix[:, 2]) @ inverse.T
+    corners = np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])
+    source = cv2.invertAffineTransform(matrix) @ corners
     height, width = pixels.shape[:2]
     block = max(1, int(shrink / _LEAST_SAMPLES))
     # Sampling looks beyond the square: by whole blocks, and floor with a hair against the noise of floats, so that
@@ -107,11 +111,11 @@ def _sample(pixels: RgbImage, matrix: NDArray[np.float64], size: int) -> RgbImag
     edge = 2 * block
     x0, y0 = (
         max(0, min(math.floor(low + 1e-6) - edge, side - 1))
-        for low, side in zip(source.min(0), (width, height), strict=True)
+        for low, side in zip(source.min(1), (width, height), strict=True)
     )
     x1, y1 = (
         max(1, min(math.floor(high) + edge + 1, side))
-        for high, side in zip(source.max(0), (width, height), strict=True)
+        for high, side in zip(source.max(1), (width, height), strict=True)
     )
     part = pixels[y0:y1, x0:x1]
     block = min(block, *part.shape[:2])

@@ -238,9 +238,8 @@ def open_write(url: str, *, flush: bool = True) -> Iterator[IO[bytes]]:
     if is_local(url):
         with _told(url, "write"):
             target = Path(normalize(url))
-            target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
-            file = part.open("xb+")
+            file = _create(part)
         try:
             with file:
                 yield file
@@ -252,8 +251,9 @@ def open_write(url: str, *, flush: bool = True) -> Iterator[IO[bytes]]:
                 part.replace(target)
                 if flush:
                     _sync_folder(target.parent)
-        finally:
+        except BaseException:
             part.unlink(missing_ok=True)
+            raise
         return
     with tempfile.NamedTemporaryFile(suffix=_PART) as spool:
         yield spool
@@ -261,6 +261,15 @@ def open_write(url: str, *, flush: bool = True) -> Iterator[IO[bytes]]:
         with _told(url, "write"):
             fs, path = _filesystem(url)
             fs.put_file(spool.name, path)
+
+
+def _create(path: Path) -> IO[bytes]:
+    """Looks for the folder only where it turns out to be missing: of many small files that takes a notable part."""
+    try:
+        return path.open("xb+")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb+")
 
 
 def remove(url: str) -> None:
