@@ -217,7 +217,9 @@ def _first(tasks: Iterator[ShardTask], count: int) -> Iterator[ShardTask]:
 @contextlib.contextmanager
 def _client(where: Where) -> Iterator[Client]:
     quiet = logging.INFO if logging.getLogger().level <= logging.INFO else logging.CRITICAL
-    logging.getLogger("distributed").setLevel(quiet)  # a worker that is replaced is no news, our counts tell
+    # A worker that is replaced is no news, our counts tell; nor is what its loop had still to do when all ends.
+    for noisy in ("distributed", "tornado.application"):
+        logging.getLogger(noisy).setLevel(quiet)
     if where.scheduler is not None:
         try:
             client = Client(where.scheduler, timeout=_CONNECT_S)
