@@ -26,6 +26,7 @@ from schemas.labels import FER_2013
 from schemas.tables import FaceRow, faces_schema, to_table
 from train import loop
 from train.data import describe
+from train.fused import fused
 from train.job import Job, make_model, make_spec, split_rows, training_feed, validation_feed
 from train.recipes_io import Augment, load, override
 
@@ -55,7 +56,7 @@ def draw_faces(folder: str, count: int, side: int) -> str:
 
 def ceiling(job: Job, steps: int) -> float:
     """images/s of the loop's own step on one batch that is there already."""
-    model = make_model(job)
+    model = fused(make_model(job))
     optimizer = loop.make_optimizer(job.recipe, job.recipe.rate)
     optimizer.build(model.trainable_variables)
     step = loop._make_step(job.recipe, model, optimizer, [], lambda vector: vector)

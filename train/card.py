@@ -20,7 +20,8 @@ def model_card(
     command: str,
 ) -> str:
     """README.md as text. figures: metrics.json. counts: training faces by class name. parameters: of the network."""
-    recipe = replace(recipe, weights=recipe.weights.rsplit("/", 1)[-1])  # a card travels, this machine's folders do not
+    # A card travels, this machine's folders do not.
+    recipe = replace(recipe, weights=recipe.weights.rsplit("/", 1)[-1], teacher=recipe.teacher.rsplit("/", 1)[-1])
     changed = {key: one for key, one in flat(recipe.to_dict()).items() if one != flat(Recipe().to_dict())[key]}
     lines = [
         "---",

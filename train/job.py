@@ -12,12 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dataset_tools import storage
 from dataset_tools.crop import CropRecipe
-from schemas.model import ModelSpec
+from schemas.model import ModelSpec, ModelSpecError
 from train import models
 from train.checkpoint import State
 from train.data import DataSet, Feed, Fold, Rows, class_factors, describe, make_feed, read_rows
-from train.loop import TrainError, Worker, on_gpu, stages, train
+from train.loop import TrainError, Worker, has_bfloat16, stages, train
 from train.recipes_io import Recipe
 
 VALIDATION_BATCH = 256
@@ -88,9 +89,28 @@ def validation_feed(job: Job, rows: Rows, rank: int = 0, world: int = 1) -> Feed
 def make_model(job: Job) -> keras.Model:
     """The network at its start: the same for the same recipe, on every worker and at every resume."""
     keras.utils.set_random_seed(job.recipe.seed)
-    policy = "mixed_bfloat16" if job.recipe.precision == "mixed" and on_gpu() else "float32"
+    policy = "mixed_bfloat16" if job.recipe.precision == "mixed" and has_bfloat16() else "float32"
     keras.mixed_precision.set_global_policy(policy)
     return models.build(job.recipe.model, job.spec, job.recipe.weights or None, job.recipe.dropout)
+
+
+def make_teacher(job: Job) -> keras.Model | None:
+    """The network of the recipe's teacher, for the faces and classes of this job. Raises ModelError."""
+    folder = job.recipe.teacher
+    if not folder:
+        return None
+    told = storage.redact(folder)
+    try:
+        spec = ModelSpec.from_json(storage.read_bytes(storage.join(folder, "model.json")))
+    except storage.MissingFileError:
+        raise models.ModelError(f"teacher {told} has no model.json: name the folder that training wrote") from None
+    except ModelSpecError as error:
+        raise models.ModelError(f"teacher {told}: {error}") from None
+    for name in ("label_names", "input_px", "colour", "equalise"):
+        theirs, ours = getattr(spec, name), getattr(job.spec, name)
+        if theirs != ours:
+            raise models.ModelError(f"teacher {told} has {name} {theirs}, this run {ours}: they must be equal")
+    return models.build(spec.architecture, job.spec, folder)
 
 
 def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:
@@ -110,8 +130,8 @@ def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:
     validation = validation_feed(job, held_out, worker.rank, worker.world)
     if unreadable := feed.unreadable + validation.unreadable:
         worker.report({"rank": worker.rank, "unreadable": unreadable})
-    model = make_model(job)
-    state = train(recipe, model, feed, validation, worker, rows.counts())
+    model, teacher = make_model(job), make_teacher(job)
+    state = train(recipe, model, feed, validation, worker, rows.counts(), teacher)
     worker.report({"rank": worker.rank, "weights_sha256": fingerprint(model)})
     return state
 

@@ -6,11 +6,13 @@ give exactly the gradient of the whole global batch. No engine is imported here:
 is passed in, and one process with the identity as its all-reduce is a run like any other.
 """
 
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,11 +25,13 @@ from train import models
 from train.augment import augment, generator
 from train.checkpoint import State, read_state, write_state
 from train.data import Batch, Feed, class_factors
+from train.fused import fused
 from train.prefetch import prefetched
 from train.recipes_io import Recipe
 
 _REPORT_EVERY_S = 0.5
 _AHEAD = 4
+_CPU = Path("/proc/cpuinfo")
 HISTORY = (
     *("stage", "epoch", "steps", "rate", "loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"),
     *("images_per_s", "seconds", "best"),
@@ -77,16 +81,19 @@ def train(
     validation: Feed,
     worker: Worker,
     counts: NDArray[np.int64] | None = None,
+    teacher: keras.Model | None = None,
 ) -> State:
     """Run what is left of all stages; the state's `best` holds the weights of the best epoch, like on all workers.
 
     feed: batches of batch_size / world faces. counts: training faces of each class over all workers, for class weights.
+    teacher: sees each face as the model does, augmented, and its chances of the classes are `teacher_part` of a target.
     Raises TrainError for a share without faces and for a loss that is no number.
     """
     state = read_state(worker.restore) if worker.restore else None
     if state is None:
         state = State(weights=_from_first_worker(model, worker))
-    model.set_weights(state.weights)
+    network = fused(model)
+    network.set_weights(state.weights)
     shares = _gathered(feed.rows, worker)
     if min(shares) == 0:
         raise TrainError(f"{len(shares)} workers for {sum(shares)} faces leave one without any: use fewer --workers")
@@ -96,7 +103,7 @@ def train(
         factors = class_factors(counts, recipe.balance_power)
     for number, stage in enumerate(stages(recipe)):
         if number >= state.stage:
-            _run_stage(recipe, model, feed, validation, worker, state, stage, number, steps, factors)
+            _run_stage(recipe, network, feed, validation, worker, state, stage, number, steps, factors, teacher)
     model.set_weights(state.best)
     return state
 
@@ -112,6 +119,7 @@ def _run_stage(
     number: int,
     steps: int,
     factors: NDArray[np.float32],
+    teacher: keras.Model | None,
 ) -> None:
     models.set_stage(model, base=stage.base, batchnorm=not recipe.frozen_batchnorm)
     optimizer = make_optimizer(recipe, stage.rate)
@@ -120,7 +128,7 @@ def _run_stage(
     if state.epoch:
         _assign(optimizer.variables, state.optimizer)
         _assign(averaged, state.averaged)
-    step = _make_step(recipe, model, optimizer, averaged, worker.all_reduce)
+    step = _make_step(recipe, model, optimizer, averaged, worker.all_reduce, teacher)
     validate = _make_validate(model, worker)
     epochs_before = sum(one.epochs for one in stages(recipe)[:number])
     for epoch in range(state.epoch, stage.epochs):
@@ -209,8 +217,16 @@ def make_optimizer(recipe: Recipe, rate: float) -> keras.optimizers.Optimizer:
 
 
 def on_gpu() -> bool:
-    """Whether TensorFlow sees a GPU here: jit and mixed precision are slower without one (6 and 16 times)."""
+    """Whether TensorFlow sees a GPU here: jit is 6 times slower without one."""
     return bool(tf.config.list_physical_devices("GPU"))
+
+
+def has_bfloat16() -> bool:
+    """Whether mixed precision pays here: on a GPU, or on a CPU that multiplies bfloat16 in tiles (Intel's AMX). Other
+    CPUs are up to 16 times slower with it."""
+    with contextlib.suppress(OSError):
+        return on_gpu() or "amx_bf16" in _CPU.read_text()
+    return False
 
 
 def _make_step(
@@ -219,6 +235,7 @@ def _make_step(
     optimizer: keras.optimizers.Optimizer,
     averaged: list[Any],
     all_reduce: Callable[[Any], Any],
+    teacher: keras.Model | None = None,
 ) -> Callable[..., tuple[Any, Any]]:
     variables = model.trainable_variables
     sizes = [math.prod(one.shape) for one in variables]
@@ -227,6 +244,9 @@ def _make_step(
     @tf.function(jit_compile=recipe.jit and on_gpu())
     def gradients(images: Any, targets: Any, weights: Any) -> Any:
         smooth = recipe.label_smoothing
+        if teacher is not None:
+            taught = tf.nn.softmax(teacher(images, training=False))
+            targets = (1 - recipe.teacher_part) * targets + recipe.teacher_part * taught
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             losses = -tf.reduce_sum((targets * (1 - smooth) + smooth / classes) * tf.nn.log_softmax(logits), -1)

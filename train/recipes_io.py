@@ -75,10 +75,12 @@ class Recipe:
     final_rate: where the cosine ends, as a fraction of the rate.
     balance, balance_power: weights or draws by class count to the minus power: 1 counts all classes alike, 0.5 is
     half-way. soft_labels: part of a target that the annotators' votes make, 1 is the votes alone. soft_translate: the
-    votes are another jury's than the labels (train.votes). ema: decay of the averaged weights that are validated and
-    kept, 0 is off. patience: epochs without a better `monitor` before a stage ends, 0 is never.
+    votes are another jury's than the labels (train.votes). teacher, teacher_part: a model folder, path or URL, and the
+    part of a target that this model's chances make (distillation). ema: decay of the averaged weights that are
+    validated and kept, 0 is off. patience: epochs without a better `monitor` before a stage ends, 0 is never.
     mirrored: the model that is written averages over a face and its mirror image, at twice the time of one.
-    memory_gb: of decoded faces in each worker; a larger set is streamed. precision, jit: on a GPU only, since both are
+    memory_gb: of decoded faces in each worker; a larger set is streamed. precision: `mixed` computes in bfloat16 where
+    the processor is fast at it (a GPU, or a CPU with AMX), and in float32 elsewhere. jit: on a GPU only, since it is
     slower on a CPU.
     """
 
@@ -105,6 +107,8 @@ class Recipe:
     balance_power: float = 1.0
     soft_labels: float = 0.0
     soft_translate: bool = False
+    teacher: str = ""
+    teacher_part: float = 0.5
     ema: float = 0.0
     patience: int = 0
     monitor: str = "macro_f1"
@@ -126,8 +130,9 @@ class Recipe:
         for name in ("dropout", "label_smoothing", "ema", "final_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
-        if not 0 <= self.soft_labels <= 1:
-            raise RecipeError(f"soft_labels is a part from 0 to 1, not {self.soft_labels}")
+        for name in ("soft_labels", "teacher_part"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is a part from 0 to 1, not {getattr(self, name)}")
         if not (self.rate > 0 and self.head_rate > 0):
             raise RecipeError("rate and head_rate must be above 0")
         for name in ("mirror", "blur", "erase"):

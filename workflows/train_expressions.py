@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--weights", metavar="PATH|URL", help="pretrained weights: ImageNet's .h5, or a model.keras; none: from scratch"
     )
+    how.add_argument("--teacher", metavar="MODEL", help="model folder whose answers become a part of the targets")
     how.add_argument("--folds", type=cli.positive_int, metavar="K", help="K models by cross-validation, by photo")
     engine = parser.add_argument_group("Ray")
     engine.add_argument("--workers", type=cli.positive_int, default=1, metavar="N", help="processes; default 1")

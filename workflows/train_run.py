@@ -22,7 +22,7 @@ from schemas.manifest import differences
 from train import models
 from train.data import DataError, Fold, describe
 from train.export import ExportError
-from train.job import Job, make_model, make_spec, split_rows
+from train.job import Job, make_model, make_spec, make_teacher, split_rows
 from train.loop import TrainError
 from train.recipes_io import About, Recipe, RecipeError, override
 from train.recipes_io import load as load_recipe
@@ -69,6 +69,8 @@ def _runs(args: argparse.Namespace) -> list[Run]:
     recipe = override(recipe, args.set)
     if args.weights is not None:
         recipe = replace(recipe, weights="" if args.weights == "none" else storage.normalize(args.weights))
+    if args.teacher is not None:
+        recipe = replace(recipe, teacher=storage.normalize(args.teacher))
     if args.seed is not None:
         recipe = replace(recipe, seed=args.seed)
     if args.folds == 1:
@@ -98,6 +100,7 @@ def _train(run: Run, *, overwrite: bool) -> dict[str, Any]:
     # What is missing is told now: not by a worker after Ray's start, and before run.json. The folder's model computes
     # in float32 wherever it was trained: its exports are held against it, and serving has no bfloat16.
     model = make_model(replace(run.job, recipe=replace(run.job.recipe, precision="float32")))
+    make_teacher(run.job)
     rows = split_rows(run.job, "train")
     split_rows(run.job, "validation")
     _claim(run, overwrite=overwrite)
@@ -149,7 +152,7 @@ def _claim(run: Run, *, overwrite: bool) -> None:
 
 
 def _redacted(recipe: Recipe) -> dict[str, Any]:
-    return replace(recipe, weights=storage.redact(recipe.weights)).to_dict()
+    return replace(recipe, weights=storage.redact(recipe.weights), teacher=storage.redact(recipe.teacher)).to_dict()
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -157,7 +160,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["just train", "DATASET", "--recipe", Path(args.recipe).name]
     for setting in args.set:
         words += ["--set", setting]
-    words += [f"--weights {Path(args.weights).name}"] if args.weights else []
+    words += [f"--{name} {Path(one).name}" for name in ("weights", "teacher") if (one := getattr(args, name))]
     words += [
         f"--{name} {getattr(args, name)}" for name in ("seed", "limit", "folds") if getattr(args, name) is not None
     ]
