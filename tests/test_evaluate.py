@@ -303,10 +303,12 @@ def test_the_training_data_of_a_model_may_be_another_data_set(tmp_path, capsys):
         assert "has no data/train-*.parquet" in line
 
 
-def test_a_model_may_be_measured_on_the_test_split_of_what_it_was_trained_on(tmp_path):
-    faces = [*ten_faces(), face(94, RED, 0, "train"), face(95, RED, 0, "validation")]
+@pytest.mark.parametrize(("split", "others"), [("test", ("train", "validation")), ("validation", ("train", "test"))])
+def test_a_model_may_be_measured_on_a_split_of_what_it_was_trained_on(tmp_path, split, others):
+    faces = [replace(one, split=split) for one in ten_faces()]
+    faces += [face(94 + number, RED, 0, other) for number, other in enumerate(others)]
     data, model = data_set(tmp_path / "faces", faces), toy_model.folder(tmp_path / "m")
-    run(model, data, "--out", tmp_path / "out", "--trained-on", data)
+    run(model, f"{data}/", "--out", tmp_path / "out", "--split", split, "--trained-on", data)
     told = metrics_of(tmp_path / "out")["shared"]
     assert (told["faces"], told["left"]) == (0, 10)
 

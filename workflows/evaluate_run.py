@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
         out = _out(args)
         models = _named([load_predictor(model, args.runtime, args.workers) for model in args.model])
         data = open_data_set(args.dataset, args.split)
-        others = {storage.redact(folder): _parts(folder) for folder in args.trained_on}
+        others = {storage.redact(folder): _parts(folder, data.parts[args.split]) for folder in args.trained_on}
         maps = _maps(args, models, data)
         if args.dry_run:
             return _dry_run(args, out, models, maps, data)
@@ -82,15 +82,16 @@ def _named(predictors: list[Predictor]) -> Models:
     return list(zip(names, predictors, strict=True))
 
 
-def _parts(folder: str) -> tuple[str, ...]:
-    """What a model trained on this data set has seen: the faces it learnt from and those it was chosen by."""
+def _parts(folder: str, scored: Sequence[str]) -> tuple[str, ...]:
+    """What a model trained on this data set has seen: the faces it learnt from and those it was chosen by, but not
+    those being scored, all of which would be copies of themselves."""
     found = tuple(part for split, part in parquet.data_parts(folder) if split != "test")
     if not found:
         raise cli.UserError(
             f"--trained-on {storage.redact(folder)} has no data/train-*.parquet and no data/validation-*.parquet: "
             "name the face data set that the model was trained on"
         )
-    return found
+    return tuple(part for part in found if part not in scored)
 
 
 def _maps(args: argparse.Namespace, models: Models, data: DataSet) -> list[ClassMap]:
