@@ -104,12 +104,20 @@ def test_a_model_of_other_faces_or_classes_is_refused_before_ray_starts(dataset,
 
 def test_a_folder_without_a_model_is_refused(dataset, tmp_path, capsys):
     told = refused([dataset, "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")], capsys)
-    assert told.endswith("none has no model.json: name the folder that training wrote")
+    assert told.endswith("none has no model.json and model.keras: name the folder that training wrote")
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "model.json").write_text(json.dumps([]))
     assert f"teacher {tmp_path}/none: " in refused(
         [dataset, "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")], capsys
     )
+
+
+def test_a_damaged_model_is_refused(dataset, tmp_path, capsys):
+    folder = saved(tmp_path / "teacher")
+    (tmp_path / "teacher" / "model.keras").write_bytes(b"no archive")
+    told = refused([dataset, "--teacher", folder, "--out", str(tmp_path / "out")], capsys)
+    assert f"teacher {folder}: model.keras cannot be loaded: " in told
+    assert "\n" not in told
 
 
 def refused(arguments, capsys):

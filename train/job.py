@@ -5,7 +5,9 @@ The feed is read here, by the worker itself, from wherever the data set lies: no
 
 import contextlib
 import hashlib
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -95,22 +97,33 @@ def make_model(job: Job) -> keras.Model:
 
 
 def make_teacher(job: Job) -> keras.Model | None:
-    """The network of the recipe's teacher, for the faces and classes of this job. Raises ModelError."""
+    """The network of the recipe's teacher, whatever its architecture, in float32. Raises models.ModelError."""
     folder = job.recipe.teacher
     if not folder:
         return None
-    told = storage.redact(folder)
+    told = f"teacher {storage.redact(folder)}"
     try:
         spec = ModelSpec.from_json(storage.read_bytes(storage.join(folder, "model.json")))
+        data = storage.read_bytes(storage.join(folder, "model.keras"))
     except storage.MissingFileError:
-        raise models.ModelError(f"teacher {told} has no model.json: name the folder that training wrote") from None
+        raise models.ModelError(
+            f"{told} has no model.json and model.keras: name the folder that training wrote"
+        ) from None
     except ModelSpecError as error:
-        raise models.ModelError(f"teacher {told}: {error}") from None
+        raise models.ModelError(f"{told}: {error}") from None
     for name in ("label_names", "input_px", "colour", "equalise"):
         theirs, ours = getattr(spec, name), getattr(job.spec, name)
         if theirs != ours:
-            raise models.ModelError(f"teacher {told} has {name} {theirs}, this run {ours}: they must be equal")
-    return models.build(spec.architecture, job.spec, folder)
+            raise models.ModelError(f"{told} has {name} {theirs}, this run {ours}: they must be equal")
+    with tempfile.TemporaryDirectory(prefix="facemill-teacher-") as local:
+        path = Path(local) / "model.keras"  # Keras reads from a disk only
+        path.write_bytes(data)
+        try:
+            return models.load_network(path)
+        except Exception as error:  # whatever a file that is not ours makes Keras raise
+            raise models.ModelError(
+                f"{told}: model.keras cannot be loaded: {str(error).splitlines()[0][:200]}"
+            ) from None
 
 
 def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:

@@ -264,10 +264,15 @@ def _what_to_fetch(name: str, input_px: int) -> str:
     )
 
 
+def load_network(path: Path) -> keras.Model:
+    """A `.keras` file, in safe mode and not compiled; of a mirrored model the network inside it."""
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    return next((layer for layer in model.layers if layer.name == "network"), model)
+
+
 def _take_over(model: keras.Model, path: Path) -> None:
     """Copy base and head from a model of the same architecture; its head may have other classes, and then stays."""
-    source = keras.models.load_model(path, compile=False)
-    source = next((layer for layer in source.layers if layer.name == "network"), source)  # of a mirrored one
+    source = load_network(path)
     mine, theirs = base_of(model).get_weights(), base_of(source).get_weights()
     if [one.shape for one in mine] != [one.shape for one in theirs]:
         raise ModelError(f"{path.name} is of another architecture: its base has other tensors")
