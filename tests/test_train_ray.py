@@ -182,7 +182,7 @@ def test_moving_statistics_are_the_mean_of_the_workers_own(engine, normed_job, t
         own.append(statistics(model))
     model.set_weights(trained.state.best)
     found = statistics(model)
-    assert len(found) == 2 * 14
+    assert len(found) == 2 * 13
     apart = 0.0
     for mine, *theirs in zip(found, *own, strict=True):
         np.testing.assert_allclose(mine, np.mean(theirs, axis=0), atol=1e-5)
