@@ -104,10 +104,11 @@ def test_a_model_of_other_faces_or_classes_is_refused_before_ray_starts(dataset,
 
 def test_a_folder_without_a_model_is_refused(dataset, tmp_path, capsys):
     told = refused([dataset, "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")], capsys)
-    assert told.endswith("none has no model.json and model.keras: name the folder that training wrote")
+    missing = f"{tmp_path}/none/model.json"
+    assert told.endswith(f"teacher: cannot read {missing}: it does not exist: name the folder that just train wrote")
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "model.json").write_text(json.dumps([]))
-    assert f"teacher {tmp_path}/none: " in refused(
+    assert f"teacher: {tmp_path}/none: " in refused(
         [dataset, "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")], capsys
     )
 
@@ -116,7 +117,7 @@ def test_a_damaged_model_is_refused(dataset, tmp_path, capsys):
     folder = saved(tmp_path / "teacher")
     (tmp_path / "teacher" / "model.keras").write_bytes(b"no archive")
     told = refused([dataset, "--teacher", folder, "--out", str(tmp_path / "out")], capsys)
-    assert f"teacher {folder}: model.keras cannot be loaded: " in told
+    assert f"teacher: {folder}/model.keras cannot be loaded: " in told
     assert "\n" not in told
 
 

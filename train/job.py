@@ -5,9 +5,7 @@ The feed is read here, by the worker itself, from wherever the data set lies: no
 
 import contextlib
 import hashlib
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,10 +14,11 @@ import tensorflow as tf
 
 from dataset_tools import storage
 from dataset_tools.crop import CropRecipe
-from schemas.model import ModelSpec, ModelSpecError
+from schemas.model import ModelSpec
 from train import models
 from train.checkpoint import State
 from train.data import DataSet, Feed, Fold, Rows, class_factors, describe, make_feed, read_rows
+from train.export import MasterError, load_master
 from train.loop import TrainError, Worker, has_bfloat16, stages, train
 from train.recipes_io import Recipe
 
@@ -101,29 +100,16 @@ def make_teacher(job: Job) -> keras.Model | None:
     folder = job.recipe.teacher
     if not folder:
         return None
-    told = f"teacher {storage.redact(folder)}"
     try:
-        spec = ModelSpec.from_json(storage.read_bytes(storage.join(folder, "model.json")))
-        data = storage.read_bytes(storage.join(folder, "model.keras"))
-    except storage.MissingFileError:
-        raise models.ModelError(
-            f"{told} has no model.json and model.keras: name the folder that training wrote"
-        ) from None
-    except ModelSpecError as error:
-        raise models.ModelError(f"{told}: {error}") from None
+        model, spec = load_master(folder)
+    except MasterError as error:
+        raise models.ModelError(f"teacher: {error}") from None
     for name in ("label_names", "input_px", "colour", "equalise"):
         theirs, ours = getattr(spec, name), getattr(job.spec, name)
         if theirs != ours:
+            told = f"teacher {storage.redact(folder)}"
             raise models.ModelError(f"{told} has {name} {theirs}, this run {ours}: they must be equal")
-    with tempfile.TemporaryDirectory(prefix="facemill-teacher-") as local:
-        path = Path(local) / "model.keras"  # Keras reads from a disk only
-        path.write_bytes(data)
-        try:
-            return models.load_network(path)
-        except Exception as error:  # whatever a file that is not ours makes Keras raise
-            raise models.ModelError(
-                f"{told}: model.keras cannot be loaded: {str(error).splitlines()[0][:200]}"
-            ) from None
+    return models.network_of(model)
 
 
 def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:

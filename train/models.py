@@ -149,6 +149,11 @@ def mirrored(model: keras.Model) -> keras.Model:
     return keras.Model(faces, layers.Average(name="logits")(both))
 
 
+def network_of(model: keras.Model) -> keras.Model:
+    """The network inside a mirrored model, or the model itself."""
+    return next((layer for layer in model.layers if layer.name == "network"), model)
+
+
 def base_of(model: keras.Model) -> keras.Model:
     """The part of a model that may come pretrained."""
     return model.get_layer("base")
@@ -265,15 +270,9 @@ def _what_to_fetch(name: str, input_px: int) -> str:
     )
 
 
-def load_network(path: Path) -> keras.Model:
-    """A `.keras` file, in safe mode and not compiled; of a mirrored model the network inside it."""
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
-    return next((layer for layer in model.layers if layer.name == "network"), model)
-
-
 def _take_over(model: keras.Model, path: Path) -> None:
     """Copy base and head from a model of the same architecture; its head may have other classes, and then stays."""
-    source = load_network(path)
+    source = network_of(keras.models.load_model(path, compile=False))
     mine, theirs = base_of(model).get_weights(), base_of(source).get_weights()
     if [one.shape for one in mine] != [one.shape for one in theirs]:
         raise ModelError(f"{path.name} is of another architecture: its base has other tensors")
