@@ -71,6 +71,21 @@ def test_the_teacher_is_the_network_inside_a_mirrored_model(dataset, tmp_path):
     np.testing.assert_array_equal(job.make_teacher(task(dataset, folder))(faces), network(faces))
 
 
+def test_the_teacher_answers_in_the_precision_of_the_run(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "has_bfloat16", lambda: True)
+    own = task(dataset, saved(tmp_path / "teacher"), precision="mixed")
+    faces = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), np.uint8)
+    network = keras.models.load_model(f"{own.recipe.teacher}/model.keras", compile=False)
+    try:
+        job.make_model(own)
+        teacher = job.make_teacher(own)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert {layer.compute_dtype for layer in teacher.layers if layer.weights} == {"bfloat16"}
+    assert {one.dtype for one in teacher.weights} == {"float32"}
+    np.testing.assert_allclose(softmax(np.asarray(teacher(faces), float)), softmax(network(faces).numpy()), atol=0.02)
+
+
 def test_a_worker_brings_the_teacher_of_its_job(dataset, tmp_path):
     """At a rate of next to nothing the weights stay, so the epoch's loss can be computed here."""
     own = task(dataset, saved(tmp_path / "teacher"), teacher_part=1.0, rate=1e-9)

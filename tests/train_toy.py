@@ -1,5 +1,8 @@
 """A small labelled data set for training tests: faces of 16 px whose class is told by a bright bar, in uneven parts."""
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -43,6 +46,16 @@ def build(out: str, train: int = 45, validation: int = 20, parts: int = 2, **cha
 def write(out: str, split: str, part: int, parts: int, rows: list[FaceRow]) -> None:
     schema = faces_schema(LABELS, {"recipe": {"crop": {"aligned": True, "margin": 0.2, "size_px": SIDE}}})
     parquet.write_part(parquet.data_part(out, split, part, parts), to_table(rows, schema))
+
+
+def known_to_ray(out: Path) -> int:
+    """The checkpoints that Ray will go on from. It learns of one up to half a second after its files are there, in
+    which a network of this size is two epochs further."""
+    try:
+        told = json.loads((out / "checkpoints" / "checkpoint_manager_snapshot.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+        return 0
+    return len(told["checkpoint_results"])
 
 
 def tiny_model(dropout: float = 0.0, seed: int = 0):

@@ -19,6 +19,7 @@ from train import models
 from train.checkpoint import State
 from train.data import DataSet, Feed, Fold, Rows, class_factors, describe, make_feed, read_rows
 from train.export import MasterError, load_master
+from train.fused import fused
 from train.loop import TrainError, Worker, has_bfloat16, stages, train
 from train.recipes_io import Recipe
 
@@ -96,7 +97,8 @@ def make_model(job: Job) -> keras.Model:
 
 
 def make_teacher(job: Job) -> keras.Model | None:
-    """The network of the recipe's teacher, whatever its architecture, in float32. Raises models.ModelError."""
+    """The network of the recipe's teacher, whatever its architecture, in the precision of the run, for inference
+    only. Raises models.ModelError."""
     folder = job.recipe.teacher
     if not folder:
         return None
@@ -109,7 +111,7 @@ def make_teacher(job: Job) -> keras.Model | None:
         if theirs != ours:
             told = f"teacher {storage.redact(folder)}"
             raise models.ModelError(f"{told} has {name} {theirs}, this run {ours}: they must be equal")
-    return models.network_of(model)
+    return fused(models.network_of(model), keras.mixed_precision.dtype_policy().name)
 
 
 def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:

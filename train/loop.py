@@ -245,7 +245,7 @@ def _make_step(
     def gradients(images: Any, targets: Any, weights: Any) -> Any:
         smooth = recipe.label_smoothing
         if teacher is not None:
-            taught = tf.nn.softmax(teacher(images, training=False))
+            taught = tf.nn.softmax(tf.cast(teacher(images, training=False), tf.float32))
             targets = (1 - recipe.teacher_part) * targets + recipe.teacher_part * taught
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
