@@ -1,4 +1,4 @@
-"""BatchNorm in training as the one operation that TensorFlow has for it.
+"""BatchNorm as the one operation that TensorFlow has for it.
 
 Keras 3 computes it from a mean, a variance and four passes over the activations, and in float32 even where they are
 bfloat16: a third to half of the time that a small network's step takes.
@@ -12,8 +12,8 @@ from keras import layers
 
 
 def fused(model: keras.Model, policy: str | None = None) -> keras.Model:
-    """A copy of the model for training, its weights equal and in the same order. To be saved is the model, not the
-    copy: a file with a layer of our own would not load in safe mode.
+    """A copy of the model to train, or to learn from, its weights equal and in the same order. To be saved is the
+    model, not the copy: a file with a layer of our own would not load in safe mode.
 
     policy: the precision of every layer of the copy, instead of what each has in the model.
     """

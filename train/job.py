@@ -91,8 +91,7 @@ def validation_feed(job: Job, rows: Rows, rank: int = 0, world: int = 1) -> Feed
 def make_model(job: Job) -> keras.Model:
     """The network at its start: the same for the same recipe, on every worker and at every resume."""
     keras.utils.set_random_seed(job.recipe.seed)
-    policy = "mixed_bfloat16" if job.recipe.precision == "mixed" and has_bfloat16() else "float32"
-    keras.mixed_precision.set_global_policy(policy)
+    keras.mixed_precision.set_global_policy(_policy(job))
     return models.build(job.recipe.model, job.spec, job.recipe.weights or None, job.recipe.dropout)
 
 
@@ -111,7 +110,12 @@ def make_teacher(job: Job) -> keras.Model | None:
         if theirs != ours:
             told = f"teacher {storage.redact(folder)}"
             raise models.ModelError(f"{told} has {name} {theirs}, this run {ours}: they must be equal")
-    return fused(models.network_of(model), keras.mixed_precision.dtype_policy().name)
+    return fused(models.network_of(model), _policy(job))
+
+
+def _policy(job: Job) -> str:
+    """Keras' name of the precision: the recipe's, where it pays."""
+    return "mixed_bfloat16" if job.recipe.precision == "mixed" and has_bfloat16() else "float32"
 
 
 def run_worker(job: Job, worker: Worker, threads: int | None = None) -> State:

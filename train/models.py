@@ -272,7 +272,7 @@ def _what_to_fetch(name: str, input_px: int) -> str:
 
 def _take_over(model: keras.Model, path: Path) -> None:
     """Copy base and head from a model of the same architecture; its head may have other classes, and then stays."""
-    source = network_of(keras.models.load_model(path, compile=False))
+    source = network_of(keras.models.load_model(path, compile=False, safe_mode=True))
     mine, theirs = base_of(model).get_weights(), base_of(source).get_weights()
     if [one.shape for one in mine] != [one.shape for one in theirs]:
         raise ModelError(f"{path.name} is of another architecture: its base has other tensors")
